@@ -1,0 +1,118 @@
+"""Accuracy and cost of a model on a set of problems, in the one schema of results.
+
+What is correct is `lib.answers`' business; this module counts, times and gives intervals.
+"""
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib import answers, prompts
+from lib.generation import generate
+from lib.models import load_model
+from lib.problems import Problem, write_jsonl
+
+# A result row, in this order; a figure that was not measured is None, never a guess.
+ROW_KEYS = (
+    "method task split model train_set train_n setting seed n accuracy ci_low ci_high answer_rate tokens_per_problem "
+    "forward_passes_per_problem seconds_per_problem_batch1 problems_per_second"
+).split()
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to ask.
+
+    max_new_tokens    longest completion, in tokens
+    batch_size        prompts at once when measuring accuracy and throughput
+    latency_problems  how many problems are asked one at a time to measure latency
+    """
+
+    max_new_tokens: int = 128
+    batch_size: int = 64
+    latency_problems: int = 20
+    dtype: str = "float32"
+    device: str = "auto"
+
+
+def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % Wilson score interval of correct / n; (0, 1) when n is 0."""
+    if n == 0:
+        return 0.0, 1.0
+    share = correct / n
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paired_difference(a: list[bool], b: list[bool], z: float = 1.96) -> tuple[float, float, float]:
+    """(mean, low, high) of accuracy a - accuracy b on the same problems: 95 % normal interval of the paired differences."""
+    assert len(a) == len(b) and len(a) > 1, f"want two lists of the same length > 1, got {len(a)} and {len(b)}"
+    differences = [int(x) - int(y) for x, y in zip(a, b, strict=True)]
+    mean = statistics.fmean(differences)
+    half = z * statistics.stdev(differences) / math.sqrt(len(differences))
+    return mean, mean - half, mean + half
+
+
+def evaluate(config: Config, problems: list[Problem], model_dir: str | Path, out_dir: str | Path) -> None:
+    """Ask the model saved at `model_dir` every problem (greedy) and write what came to `out_dir`.
+
+    predictions.jsonl  one line a problem: problem, text, correct, steps_hold, answered, tokens, seconds
+    timing.json        problems_per_second (batched), seconds_per_problem_batch1 (median, one at a time, after a warm-up)
+    """
+    model, tokenizer = load_model(str(model_dir), dtype=config.dtype, device=config.device)
+    asked = [prompts.prompt(p) for p in problems]
+    found = generate(model, tokenizer, asked, config.max_new_tokens, batch_size=config.batch_size)
+    alone = asked[: config.latency_problems]
+    generate(model, tokenizer, alone[:1], config.max_new_tokens, batch_size=1)
+    single = generate(model, tokenizer, alone, config.max_new_tokens, batch_size=1)
+    write_jsonl(
+        Path(out_dir) / "predictions.jsonl",
+        (
+            {
+                "problem": problem.id,
+                "text": g.text,
+                "correct": answers.is_correct(problem, g.text),
+                "steps_hold": answers.is_verified(problem, g.text),
+                "answered": answers.extract(g.text) is not None,
+                "tokens": g.tokens,
+                "seconds": g.seconds,
+            }
+            for problem, g in zip(problems, found, strict=True)
+        ),
+    )
+    timing = {
+        "problems_per_second": len(found) / sum(g.seconds for g in found) if found else None,
+        "seconds_per_problem_batch1": statistics.median(g.seconds for g in single) if single else None,
+    }
+    (Path(out_dir) / "timing.json").write_text(json.dumps(timing) + "\n")
+
+
+def read_rows(path: str | Path) -> list[dict]:
+    """The rows of a JSON Lines file that this workbench wrote."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def result_row(predictions: list[dict], timing: dict, **what) -> dict:
+    """One row of the results from the predictions of one model; `what` holds method, task, split, model and so on.
+
+    Each generated token of an autoregressive model is one forward pass.
+    """
+    n, correct = len(predictions), sum(p["correct"] for p in predictions)
+    low, high = wilson(correct, n)
+    tokens = statistics.fmean(p["tokens"] for p in predictions) if n else None
+    row = {
+        **what,
+        "n": n,
+        "accuracy": correct / n if n else None,
+        "ci_low": low,
+        "ci_high": high,
+        "answer_rate": sum(p["answered"] for p in predictions) / n if n else None,
+        "tokens_per_problem": tokens,
+        "forward_passes_per_problem": tokens,
+        **timing,
+    }
+    assert set(row) == set(ROW_KEYS), f"missing or unknown keys: {sorted(set(row) ^ set(ROW_KEYS))}"
+    return {key: row[key] for key in ROW_KEYS}

@@ -1,0 +1,133 @@
+"""Pictures. Each function takes plain data (lists and dicts, never a model) and returns a matplotlib Figure."""
+
+from collections import Counter
+from pathlib import Path
+
+# Okabe and Ito's colours: told apart by colour-blind readers and in grey.
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442"]
+
+
+def colour(method: str) -> str:
+    """The colour of a method, the same in every picture."""
+    first = ["cot", "answer_only"]
+    return COLOURS[first.index(method) if method in first else 2 + sum(method.encode()) % (len(COLOURS) - 2)]
+
+
+def axes(rows: int = 1, columns: int = 1, width: float = 4.2, height: float = 3.0):
+    """(Figure, axes as a flat list), laid out so that labels do not collide."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for ax in grid:
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, grid
+
+
+def save(figure, path: str | Path):
+    """Write a figure as PNG and return it, so that a cell ends with `plots.save(...)` and shows it too."""
+    figure.savefig(path, dpi=110)
+    return figure
+
+
+def problem_shapes(problems: dict[str, list]) -> object:
+    """Three histograms a task: words in the question, steps in the chain, size of the answer."""
+    figure, grid = axes(len(problems), 3, height=2.4)
+    for row, (task, items) in enumerate(problems.items()):
+        words, steps, answers = grid[3 * row : 3 * row + 3]
+        words.hist([len(p.question.split()) for p in items], bins=30, color=COLOURS[0])
+        words.set(title=task, xlabel="words in the question", ylabel="problems")
+        counts = Counter(len(p.steps) for p in items)
+        steps.bar(list(counts), list(counts.values()), color=COLOURS[1])
+        steps.set(xlabel="steps")
+        steps.xaxis.get_major_locator().set_params(integer=True)
+        sizes = Counter(len(p.answer.replace(" ", "").replace(",", "")) for p in items)
+        answers.bar(list(sizes), list(sizes.values()), color=COLOURS[2])
+        answers.set(xlabel="characters in the answer")
+        answers.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def last_digits(splits: dict[str, list]) -> object:
+    """The share of each last digit among the answers of every split: a split by a poor hash shows here at once."""
+    figure, (ax,) = axes(width=6.5)
+    for i, (name, items) in enumerate(splits.items()):
+        digits = Counter(p.answer[-1] for p in items if p.answer[-1:].isdigit())
+        total = sum(digits.values()) or 1
+        ax.bar([d + (i - 1) * 0.27 for d in range(10)], [digits[str(d)] / total for d in range(10)], 0.25, label=name)
+        ax.patches[-10].get_facecolor()
+        for patch in ax.patches[-10:]:
+            patch.set_color(COLOURS[i])
+    ax.set(xlabel="last digit of the answer", ylabel="share of the split", xticks=range(10))
+    ax.legend(frameon=False)
+    return figure
+
+
+def loss_curves(curves: dict[str, list[dict]]) -> object:
+    """Training loss (line) and validation loss (dots) against steps; `curves` maps a label to rows of metrics.jsonl."""
+    figure, (loss, accuracy) = axes(1, 2, width=4.8)
+    for i, (label, rows) in enumerate(curves.items()):
+        shade = COLOURS[i % len(COLOURS)]
+        for ax, train, valid in (
+            (loss, "loss", "eval_loss"),
+            (accuracy, "mean_token_accuracy", "eval_mean_token_accuracy"),
+        ):
+            points = [(r["step"], r[train]) for r in rows if train in r]
+            ax.plot(*zip(*points, strict=True), color=shade, label=label) if points else None
+            points = [(r["step"], r[valid]) for r in rows if valid in r]
+            ax.plot(*zip(*points, strict=True), "o", color=shade, ms=4) if points else None
+    loss.set(xlabel="optimizer step", ylabel="loss per token, nats (dots: validation)", yscale="log")
+    accuracy.set(xlabel="optimizer step", ylabel="share of tokens predicted first", ylim=(0, 1.02))
+    loss.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def accuracy_bars(rows: list[dict]) -> object:
+    """Accuracy with its 95 % interval: one panel a task, one bar a method and seed."""
+    tasks = sorted({row["task"] for row in rows}, reverse=True)
+    figure, grid = axes(1, max(1, len(tasks)))
+    for ax, task in zip(grid, tasks, strict=False):
+        chosen = [row for row in rows if row["task"] == task]
+        for i, row in enumerate(chosen):
+            error = [[row["accuracy"] - row["ci_low"]], [row["ci_high"] - row["accuracy"]]]
+            ax.bar(i, row["accuracy"], yerr=error, capsize=4, color=colour(row["method"]))
+        ax.set(title=task, ylim=(0, 1.02), ylabel="accuracy", xticks=range(len(chosen)))
+        ax.set_xticklabels([f"{r['method']}\nseed {r['seed']}" for r in chosen], fontsize=8)
+    return figure
+
+
+def accuracy_by_steps(counts: dict[str, dict[int, tuple[int, int]]]) -> object:
+    """Accuracy against the number of steps a problem needs; `counts` is {method: {steps: (right, all)}}."""
+    from lib.evaluation import wilson
+
+    figure, (ax,) = axes(width=5)
+    for method, by_steps in counts.items():
+        xs = sorted(by_steps)
+        shares = [by_steps[x][0] / by_steps[x][1] for x in xs]
+        ends = [wilson(*by_steps[x]) for x in xs]
+        errors = [[s - e[0] for s, e in zip(shares, ends, strict=True)], [e[1] - s for s, e in zip(shares, ends, strict=True)]]
+        ax.errorbar(xs, shares, yerr=errors, marker="o", capsize=4, label=method, color=colour(method))
+    ax.set(xlabel="steps the problem needs", ylabel="accuracy", ylim=(0, 1.02))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(frameon=False)
+    return figure
+
+
+def accuracy_against_cost(rows: list[dict], cost: str = "tokens_per_problem") -> object:
+    """Accuracy against a cost on a log axis, one panel a task; the line joins rows no other beats in both."""
+    from lib.evaluation import pareto
+
+    tasks = sorted({row["task"] for row in rows}, reverse=True)
+    figure, grid = axes(1, max(1, len(tasks)))
+    for ax, task in zip(grid, tasks, strict=False):
+        chosen = [row for row in rows if row["task"] == task and row[cost] is not None]
+        front = sorted((r[cost], r["accuracy"]) for r in pareto(chosen, cost))
+        if front:
+            ax.plot(*zip(*front, strict=True), color="#bbbbbb", zorder=0)
+        for row in chosen:
+            error = [[row["accuracy"] - row["ci_low"]], [row["ci_high"] - row["accuracy"]]]
+            ax.errorbar(row[cost], row["accuracy"], yerr=error, marker="o", capsize=3, color=colour(row["method"]))
+            ax.annotate(row["method"], (row[cost], row["accuracy"]), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        ax.set(title=task, xscale="log", xlabel=cost.replace("_", " "), ylabel="accuracy", ylim=(0, 1.05))
+        ax.margins(x=0.35)
+    return figure

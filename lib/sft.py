@@ -1,0 +1,251 @@
+"""Supervised fine-tuning on worked solutions: chain of thought, or the answer alone.
+
+Causal models train through TRL's SFTTrainer, encoder-decoder models (which TRL no longer trains) through transformers'
+Seq2SeqTrainer. The loss is the mean negative log-likelihood of the completion's tokens, the end-of-sequence token
+included and the prompt's excluded.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lib import models, prompts
+from lib.errors import InputError
+from lib.problems import Problem, write_jsonl
+from lib.progress import Bar
+from lib.tokenization import build_tokenizer
+
+
+@dataclass(frozen=True)
+class Config:
+    """The embedded setting: a small model from scratch on a laptop CPU.
+
+    model          a preset of lib.models (trained from scratch), a model directory or a hub id (fine-tuned)
+    style          what is learned: "cot" (steps and answer) or "answer_only"
+    steps          optimizer steps, each on batch_size problems
+    accumulation   forward passes a step; batch_size must be a multiple of it
+    learning_rate  peak, reached after warmup_steps and brought down to 0 along a cosine
+    max_length     longest prompt with completion, in tokens; longer problems are left out and counted
+    lora_rank      0 trains every weight, else a LoRA adapter of this rank on every linear layer
+    log_steps      a checkpoint stands at every tenth of the run, rounded up to a multiple of log_steps
+    """
+
+    model: str = "llama_tiny"
+    style: str = "cot"
+    steps: int = 600
+    batch_size: int = 64
+    accumulation: int = 1
+    learning_rate: float = 2e-3
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    adam_beta2: float = 0.98
+    max_grad_norm: float = 1.0
+    max_length: int = 512
+    vocab_size: int = 1024
+    lora_rank: int = 0
+    log_steps: int = 20
+    valid_problems: int = 200
+    dtype: str = "float32"
+    device: str = "auto"
+    seed: int = 0
+
+
+def encode(tokenizer, problem: Problem, style: str, encoder_decoder: bool = False) -> dict[str, list[int]]:
+    """Token ids and labels of one problem; labels are -100 where no loss is taken.
+
+    Prompt and completion are tokenised apart, exactly as at generation, so no token straddles their border.
+    Causal: input_ids = prompt + completion + EOS, labels = -100 for the prompt and the ids after it (the model shifts).
+    Encoder-decoder: input_ids = prompt, labels = completion + EOS.
+    """
+    prompt = tokenizer(prompts.prompt(problem))["input_ids"]
+    completion = tokenizer(prompts.completion(problem, style), add_special_tokens=False)["input_ids"]
+    completion = completion + [tokenizer.eos_token_id]
+    if encoder_decoder:
+        return {"input_ids": prompt, "labels": completion}
+    return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+
+
+def make_dataset(config: Config, tokenizer, problems: list[Problem], encoder_decoder: bool = False):
+    """A `datasets.Dataset` of encoded problems; problems over max_length are left out, with a printed count.
+
+    Raises InputError if none is left.
+    """
+    from datasets import Dataset
+
+    rows = [encode(tokenizer, problem, config.style, encoder_decoder) for problem in problems]
+    kept = [row for row in rows if max(len(row["input_ids"]), len(row["labels"])) <= config.max_length]
+    if not kept:
+        raise InputError(
+            f"None of {len(rows)} problems fits into max_length = {config.max_length} tokens; give problems or raise it."
+        )
+    if len(kept) < len(rows):
+        print(f"left out {len(rows) - len(kept)} of {len(rows)} problems: longer than {config.max_length} tokens")
+    return Dataset.from_list(kept)
+
+
+def load(config: Config, problems: list[Problem]):
+    """(model, tokenizer): a preset gets a tokenizer built from the problems, anything else brings its own."""
+    if config.model not in models.PRESETS:
+        full = "float32" if config.lora_rank == 0 else config.dtype  # full training keeps float32 master weights
+        return models.load_model(config.model, dtype=full, device=config.device)
+    if config.lora_rank:
+        raise InputError(
+            f"LoRA adapts a trained model, and {config.model} starts from scratch; set lora_rank 0 or name a trained model."
+        )
+    texts = [prompts.prompt(p) + prompts.solution(p) for p in problems[:4000]]
+    tokenizer = build_tokenizer(texts, config.vocab_size)
+    models.seed_everything(config.seed)
+    return models.load_model(config.model, tokenizer, device=config.device)
+
+
+def trainer_arguments(config: Config, out_dir: Path, device) -> dict:
+    """The settings that SFTConfig and Seq2SeqTrainingArguments share."""
+    tenth = -(-config.steps // 10)
+    save_steps = -(-tenth // config.log_steps) * config.log_steps
+    return dict(
+        output_dir=str(out_dir),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size // config.accumulation,
+        per_device_eval_batch_size=config.batch_size // config.accumulation,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(config.warmup_steps, config.steps // 2),
+        weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
+        max_grad_norm=config.max_grad_norm,
+        logging_steps=config.log_steps,
+        eval_strategy="steps",
+        eval_steps=save_steps,
+        save_strategy="steps",
+        save_steps=save_steps,
+        save_total_limit=2,  # while one is being written, the one before it still stands
+        use_cpu=device.type == "cpu",
+        bf16=config.dtype == "bfloat16",
+        fp16=config.dtype == "float16",
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type != "cpu",
+        seed=config.seed,
+        data_seed=config.seed,
+    )
+
+
+def make_trainer(config: Config, model, tokenizer, train, valid, out_dir: Path):
+    """The library's trainer for this kind of model, with our progress bar in place of its own."""
+    from transformers import PrinterCallback
+
+    arguments = trainer_arguments(config, out_dir, model.device)
+    if model.config.is_encoder_decoder:
+        from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
+
+        if config.lora_rank:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, models.lora_config(model, config.lora_rank))
+        trainer = Seq2SeqTrainer(
+            model=model,
+            args=Seq2SeqTrainingArguments(**arguments),
+            train_dataset=train,
+            eval_dataset=valid,
+            processing_class=tokenizer,
+            data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        )
+    else:
+        from trl import SFTConfig, SFTTrainer
+
+        trainer = SFTTrainer(
+            model=model,
+            args=SFTConfig(**arguments, max_length=None, gradient_checkpointing=False),
+            train_dataset=train,
+            eval_dataset=valid,
+            processing_class=tokenizer,
+            peft_config=models.lora_config(model, config.lora_rank) if config.lora_rank else None,
+        )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(callbacks(f"sft {config.style}", config.steps))
+    return trainer
+
+
+def callbacks(label: str, total: int):
+    """A trainer callback that moves the progress bar and marks each finished checkpoint."""
+    from transformers import TrainerCallback
+
+    class Callback(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.bar = Bar(label, total, done=state.global_step).__enter__()
+            self.loss = "?"
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.bar.update(loss=self.loss)
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.loss = f"{logs['loss']:.3f}" if "loss" in logs else self.loss
+
+        def on_save(self, args, state, control, **kwargs):
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.bar.__exit__()
+
+    return Callback()
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Flush a checkpoint's files to disk, then mark it: one without the mark was cut off while being written."""
+    for file in checkpoint.iterdir():
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    (checkpoint / "complete").touch()
+
+
+def last_checkpoint(out_dir: Path) -> Path | None:
+    """The newest complete checkpoint of an interrupted run; incomplete ones are deleted."""
+    found = sorted(out_dir.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    for path in found:
+        if not (path / "complete").exists():
+            shutil.rmtree(path)
+    complete = [path for path in found if path.exists()]
+    return complete[-1] if complete else None
+
+
+def train(config: Config, train: list[Problem], valid: list[Problem], out_dir: str | Path) -> None:
+    """Fine-tune on `train`, watching the loss on the first `valid_problems` of `valid`.
+
+    Resumes from the last complete checkpoint in `out_dir`. On a CPU an interrupted run ends with the same weights, bit for
+    bit, as an undisturbed one. Leaves in `out_dir`:
+      model/         weights, config and tokenizer (with lora_rank > 0: the adapter)
+      metrics.jsonl  one line a log: step, loss, learning_rate, grad_norm; or step, eval_loss, eval_mean_token_accuracy
+      config.json    the config
+    """
+    if config.batch_size % config.accumulation:
+        raise InputError(f"batch_size {config.batch_size} is not a multiple of accumulation {config.accumulation}.")
+    out_dir = Path(out_dir)
+    model, tokenizer = load(config, train)
+    two_sided = model.config.is_encoder_decoder
+    models.seed_everything(config.seed)
+    trainer = make_trainer(
+        config,
+        model,
+        tokenizer,
+        make_dataset(config, tokenizer, train, two_sided),
+        make_dataset(config, tokenizer, valid[: config.valid_problems], two_sided),
+        out_dir,
+    )
+    checkpoint = last_checkpoint(out_dir)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    models.save_model(trainer.model, tokenizer, out_dir / "model")
+    write_jsonl(out_dir / "metrics.jsonl", curve(trainer.state.log_history))
+    (out_dir / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+    for path in out_dir.glob("checkpoint-*"):
+        shutil.rmtree(path)
+
+
+def curve(history: list[dict]) -> list[dict]:
+    """The trainer's log without what differs from run to run (times) or says nothing (token counts)."""
+    keys = ("step", "loss", "learning_rate", "grad_norm", "mean_token_accuracy", "eval_loss", "eval_mean_token_accuracy")
+    rows = [{key: float(row[key]) if key != "step" else row[key] for key in keys if key in row} for row in history]
+    return [row for row in rows if "loss" in row or "eval_loss" in row]

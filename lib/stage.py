@@ -1,0 +1,181 @@
+"""Inside a stage: where a notebook reads, where it writes, and how long work is done only once.
+
+    s = stage.begin("03_sft", run)
+    problems = s.upstream("01_data_inspection") / "problems"
+    trained = s.memo(sft.train, config, train, valid)     # a directory; trained before, if nothing it depends on changed
+    s.publish(trained / "model", "models/cot")
+    s.finish(accuracy=0.9)
+
+Under `run_all.py` a notebook writes to `outputs/<run>/<stage>.partial/`, which becomes `<stage>/` when all went well.
+In JupyterLab it writes to `<stage>.live/` and shares the memo: work that either of them did, both have.
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from lib import sources
+from lib.errors import InputError
+from lib.problems import Problem
+
+ROOT = Path(__file__).parents[1]
+OUTPUTS = Path(os.environ.get("WORKBENCH_OUTPUTS", ROOT / "outputs"))
+DATA = ROOT / "data"
+DIRECTORY_VARIABLE = "WORKBENCH_STAGE_DIR"  # set by the pipeline: where its notebook writes
+FINISHED = "finished.json"
+
+
+class Stage:
+    """One notebook at work. `directory` is where its artifacts go; `live` is True outside the pipeline."""
+
+    def __init__(self, name: str, run: str, directory: Path, live: bool):
+        self.name, self.run, self.directory, self.live = name, run, directory, live
+        self.run_directory = OUTPUTS / run
+
+    def upstream(self, name: str) -> Path:
+        """The directory of a finished stage of this run. Raises InputError, with the command that makes it."""
+        directory = self.run_directory / name
+        if not (directory / "manifest.json").exists():
+            raise InputError(
+                f"{self.name} reads {directory}, which is not there; make it with: "
+                f"python run_all.py --run {self.run} --only {name}"
+            )
+        return directory
+
+    def finished_stages(self) -> list[str]:
+        """The names of this run's finished stages but this one, in order."""
+        found = sorted(path.parent.name for path in self.run_directory.glob("*/manifest.json"))
+        return [name for name in found if "." not in name and name != self.name]
+
+    def path(self, name: str) -> Path:
+        """Where to write the artifact `name`; folders on the way are made."""
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def memo(self, function, config, *inputs) -> Path:
+        """The directory in which `function(config, *inputs, out_dir)` left its work, done now or found done before.
+
+        Found where the function's name, the sources it depends on, the config and the inputs are the same. Interrupted
+        work goes on in the same directory, so `function` can resume from what it finds there.
+        config   a dataclass
+        inputs   lists of Problem, or paths: of a memo (known by its name) or of a file or folder (by its bytes)
+        """
+        key = sources.digest(
+            [
+                f"{function.__module__}.{function.__name__}",
+                sources.of_function(function),
+                asdict(config),
+                [self._identity(value) for value in inputs],
+            ]
+        )
+        memo = self.run_directory / "memo"
+        done = memo / f"{function.__module__.removeprefix('lib.')}.{function.__name__}-{key}"
+        partial = done.with_name(done.name + ".partial")
+        with locked(memo / f"{done.name}.lock"):
+            if not done.exists():
+                partial.mkdir(parents=True, exist_ok=True)
+                function(config, *inputs, partial)
+                sync(partial)
+                partial.rename(done)
+        return done
+
+    def _identity(self, value) -> object:
+        if isinstance(value, (str, Path)):
+            path = Path(value)
+            if path.is_relative_to(self.run_directory / "memo"):
+                return str(path.relative_to(self.run_directory / "memo"))
+            files = sorted(path.rglob("*")) if path.is_dir() else [path]
+            return [[str(file.relative_to(path)), file_hash(file)] for file in files if file.is_file()]
+        assert all(isinstance(item, Problem) for item in value), f"cannot tell the identity of a {type(value).__name__}"
+        return sources.digest([asdict(item) for item in value])
+
+    def publish(self, source: Path, name: str) -> Path:
+        """Make `source` (a file or folder of the memo) the artifact `name`: linked where the disk can, else copied."""
+        target = self.path(name)
+        if target.is_dir():
+            shutil.rmtree(target)
+        target.unlink(missing_ok=True) if not target.is_dir() else None
+        if source.is_dir():
+            shutil.copytree(source, target, copy_function=link_or_copy)
+        else:
+            link_or_copy(source, target)
+        return target
+
+    def finish(self, **metrics) -> None:
+        """The notebook's last word: writes metrics.json and says that every cell ran."""
+        write_json(self.path("metrics.json"), metrics)
+        if not self.live:
+            write_json(self.path(FINISHED), True)
+        print(f"{self.name}: done; artifacts are in {self.directory}")
+
+
+def begin(name: str, run: str = "default") -> Stage:
+    """Start the stage `name` of the run `run`; under the pipeline, in the directory that it made."""
+    directory = os.environ.get(DIRECTORY_VARIABLE)
+    if directory:
+        die_with_parent()
+        return Stage(name, run, Path(directory), live=False)
+    directory = OUTPUTS / run / f"{name}.live"
+    directory.mkdir(parents=True, exist_ok=True)
+    return Stage(name, run, directory, live=True)
+
+
+def die_with_parent() -> None:
+    """Have the kernel of Linux kill this process when the one that started it is killed; elsewhere, do nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON at once or not at all."""
+    partial = path.with_name(path.name + ".tmp")
+    with open(partial, "w") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A hard link where source and target share a disk, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def sync(directory: Path) -> None:
+    """Flush every file below `directory` to disk, so that a rename that follows promises whole files."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+@contextmanager
+def locked(path: Path):
+    """Hold a file lock; wait, saying so, while another process holds it. The system frees it when a process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process is at work on {path.stem}; waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
