@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         if args.list:
             return show_list()
@@ -60,6 +60,11 @@ def main() -> int:
     except KeyboardInterrupt:
         print("run_all: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def interrupt(*_) -> None:
+    """SIGTERM ends a run as Ctrl-C does: children first."""
+    raise KeyboardInterrupt
 
 
 def run_name(name: str) -> str:

@@ -57,15 +57,15 @@ def number(text: str) -> Fraction | None:
 
 
 def truth(text: str) -> str | None:
-    """"true" or "false" for True/False, yes/no in any case, with or without a final stop; else None."""
+    """ "true" or "false" for True/False, yes/no in any case, with or without a final stop; else None."""
     return TRUTHS.get(text.strip().rstrip(".").lower())
 
 
 def same(gold: str, answer: str, relative_tolerance: float = 0.0) -> bool:
     """Do two answers agree? The gold answer decides the kind: a number, a truth value or text.
 
-    Numbers agree where the difference is at most `relative_tolerance` times the gold value (0: exactly equal, so that 18
-    equals 18.0 but not 18.01); text where it is the same but for case, blanks and a final stop.
+    Numbers agree where the difference is at most `relative_tolerance` times the gold value (0: exactly equal, so
+    that 18 equals 18.0 but not 18.01); text where it is the same but for case, blanks and a final stop.
     """
     expected = number(gold)
     if expected is not None:
@@ -124,3 +124,18 @@ def is_verified(problem: Problem, text: str) -> bool:
     """Right answer, at least one step where the problem has any, and every step holds."""
     steps = check_steps(problem, text)
     return is_correct(problem, text) and bool(steps or not problem.steps) and all(step.ok for step in steps)
+
+
+def inspect(problem: Problem) -> dict:
+    """What can be said of a problem's own solution: is its answer readable, and which annotations hold?
+
+    {"problem": id, "answer_extracted", "annotations": [{"annotation", "evaluated", "agrees", "reason"}]}
+    """
+    answer = extract(f"{MARKER} {problem.answer}")
+    found = []
+    for expression, stated in annotations("\n".join(problem.steps)):
+        step = check_annotation(expression, stated)
+        evaluated = calculator.evaluate(expression).value is not None
+        found.append({"annotation": step.text, "evaluated": evaluated, "agrees": step.ok, "reason": step.reason})
+    readable = answer is not None and same(problem.answer, answer)
+    return {"problem": problem.id, "answer_extracted": readable, "annotations": found}

@@ -134,7 +134,7 @@ def agrees(value: Fraction, printed: str, decimals: int = DECIMALS) -> bool:
     """Does `printed` state `value`, rounded at most to the last place it prints?
 
     0.33 and 0.333 agree with 1/3, 0.34 does not. A number printed without decimals may hide trimmed zeros, so it counts
-    as printed to `decimals` places: 3 agrees with 2.999 but 4 does not agree with 7/2. An expression (3/4) must be exact.
+    as printed to `decimals` places: 3 agrees with 2.999 but 4 does not agree with 7/2. An expression (3/4) is exact.
     """
     stated = evaluate(printed)
     if stated.value is None:

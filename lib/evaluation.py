@@ -48,7 +48,7 @@ def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def paired_difference(a: list[bool], b: list[bool], z: float = 1.96) -> tuple[float, float, float]:
-    """(mean, low, high) of accuracy a - accuracy b on the same problems: 95 % normal interval of the paired differences."""
+    """(mean, low, high) of accuracy a - accuracy b on the same problems: 95 % normal interval, paired by problem."""
     assert len(a) == len(b) and len(a) > 1, f"want two lists of the same length > 1, got {len(a)} and {len(b)}"
     differences = [int(x) - int(y) for x, y in zip(a, b, strict=True)]
     mean = statistics.fmean(differences)
@@ -60,7 +60,7 @@ def evaluate(config: Config, problems: list[Problem], model_dir: str | Path, out
     """Ask the model saved at `model_dir` every problem (greedy) and write what came to `out_dir`.
 
     predictions.jsonl  one line a problem: problem, text, correct, steps_hold, answered, tokens, seconds
-    timing.json        problems_per_second (batched), seconds_per_problem_batch1 (median, one at a time, after a warm-up)
+    timing.json        problems_per_second (batched), seconds_per_problem_batch1 (median, one at a time)
     """
     model, tokenizer = load_model(str(model_dir), dtype=config.dtype, device=config.device)
     asked = [prompts.prompt(p) for p in problems]
@@ -116,3 +116,83 @@ def result_row(predictions: list[dict], timing: dict, **what) -> dict:
     }
     assert set(row) == set(ROW_KEYS), f"missing or unknown keys: {sorted(set(row) ^ set(ROW_KEYS))}"
     return {key: row[key] for key in ROW_KEYS}
+
+
+def pareto(rows: list[dict], cost: str = "tokens_per_problem") -> list[dict]:
+    """The rows that no other row beats: none is at least as accurate and as cheap, and better in one of the two."""
+
+    def beats(a: dict, b: dict) -> bool:
+        no_worse = a["accuracy"] >= b["accuracy"] and a[cost] <= b[cost]
+        return no_worse and (a["accuracy"] > b["accuracy"] or a[cost] < b[cost])
+
+    return [row for row in rows if not any(beats(other, row) for other in rows)]
+
+
+def paired(predictions: list[dict], a: str, b: str) -> list[dict]:
+    """For each task and seed with both methods: accuracy of `a` minus accuracy of `b` on the problems both were asked.
+
+    predictions  rows of predictions.jsonl, with task, method, seed, problem and correct
+    """
+    found = []
+    for task, seed in sorted({(p["task"], p["seed"]) for p in predictions}):
+        right = {
+            method: {
+                p["problem"]: p["correct"]
+                for p in predictions
+                if (p["task"], p["seed"], p["method"]) == (task, seed, method)
+            }
+            for method in (a, b)
+        }
+        shared = [problem for problem in right[a] if problem in right[b]]
+        if len(shared) > 1:
+            mean, low, high = paired_difference([right[a][p] for p in shared], [right[b][p] for p in shared])
+            row = {"task": task, "seed": seed, "n": len(shared), "difference": mean, "low": low, "high": high}
+            found.append({"comparison": f"{a} - {b}", **row})
+    return found
+
+
+def collect(found: str | Path, **what) -> dict:
+    """The result row of what `evaluate` left in the directory `found`."""
+    predictions = read_rows(Path(found) / "predictions.jsonl")
+    return result_row(predictions, json.loads((Path(found) / "timing.json").read_text()), **what)
+
+
+def by_steps(predictions: list[dict], tests: dict[str, Problem], task: str) -> dict[str, dict[int, tuple[int, int]]]:
+    """{method: {steps a problem needs: (right, asked)}} over all seeds of one task."""
+    counts: dict[str, dict[int, tuple[int, int]]] = {}
+    for p in predictions:
+        if p["task"] == task:
+            method = counts.setdefault(p["method"], {})
+            steps = len(tests[p["problem"]].steps)
+            right, asked = method.get(steps, (0, 0))
+            method[steps] = (right + p["correct"], asked + 1)
+    return counts
+
+
+def side_by_side(predictions: list[dict], tests: dict[str, Problem], task: str, n: int) -> list[tuple[Problem, dict]]:
+    """Up to `n` problems of a task that every method was asked, with {method: {"text", "correct"}} (first seed)."""
+    outputs: dict[str, dict] = {}
+    methods = {p["method"] for p in predictions if p["task"] == task}
+    for p in predictions:
+        if p["task"] == task:
+            outputs.setdefault(p["problem"], {}).setdefault(p["method"], {"text": p["text"], "correct": p["correct"]})
+    return [(tests[problem], found) for problem, found in outputs.items() if set(found) == methods][:n]
+
+
+def origin(stages: list[Path]) -> list[dict]:
+    """Where each stage's figures come from, read from its manifest: commit, date, device, packages."""
+    rows = []
+    for directory in stages:
+        manifest = json.loads((directory / "manifest.json").read_text())
+        machine, packages = manifest["machine"], manifest["packages"]
+        rows.append(
+            {
+                "stage": manifest["stage"],
+                "commit": (manifest["code"]["commit"] or "unknown")[:10] + ("+" if manifest["code"]["changed"] else ""),
+                "started": manifest["started"],
+                "ended": manifest["ended"],
+                "device": machine["gpu"] or f"CPU {machine['processor']}, {machine['cores']} cores",
+                "packages": f"torch {packages['torch']}, transformers {packages['transformers']}",
+            }
+        )
+    return rows

@@ -46,7 +46,9 @@ def generate(
     lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]] if prompts else []
     order = sorted(range(len(prompts)), key=lambda i: lengths[i])
     results: list[Generation | None] = [None] * len(prompts)
-    sampling = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if temperature else dict(do_sample=False)
+    sampling = (
+        dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if temperature else dict(do_sample=False)
+    )
     was_training = model.training
     model.eval()
     with torch.random.fork_rng(), torch.inference_mode(), Bar("generating", len(prompts)) as bar:
@@ -92,7 +94,7 @@ def _result(ids: list[int], tokenizer, seconds: float) -> Generation:
 
 
 def token_probabilities(model, tokenizer, prompt: str, completion: str, top: int = 5) -> list[dict]:
-    """How likely the model finds each token of `completion` after `prompt`, end-of-sequence included (causal models).
+    """How likely the model finds each token of `completion` after `prompt`, end-of-sequence included.
 
     A list of {"token", "probability", "top": [(token, probability), ...]}, one entry a token.
     """
@@ -100,9 +102,13 @@ def token_probabilities(model, tokenizer, prompt: str, completion: str, top: int
 
     prompt_ids = tokenizer(prompt)["input_ids"]
     ids = tokenizer(completion, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    prompt_ids, labels = (torch.tensor([part], device=model.device) for part in (prompt_ids, ids))
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([prompt_ids + ids], device=model.device)).logits[0]  # (length, vocabulary)
-    probabilities = logits[len(prompt_ids) - 1 : -1].float().softmax(-1)  # row k predicts ids[k]
+        if model.config.is_encoder_decoder:
+            logits = model(input_ids=prompt_ids, labels=labels).logits[0]  # (completion, vocabulary)
+        else:
+            logits = model(input_ids=torch.cat([prompt_ids, labels], 1)).logits[0, prompt_ids.shape[1] - 1 : -1]
+    probabilities = logits.float().softmax(-1)  # row k predicts ids[k]
     best = probabilities.topk(top)
     return [
         {

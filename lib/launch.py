@@ -84,11 +84,18 @@ def run_job(job: dict) -> dict:
                 iopub_timeout=60,
                 store_widget_state=False,
                 coalesce_streams=True,
+                skip_cells_with_tag="break-it",  # they show what fails
                 on_cell_start=on_cell_start,
             )
         except PapermillExecutionError as error:
             text = "\n".join(re.sub(r"\x1b\[[0-9;]*m", "", line) for line in error.traceback)
-            return {"ok": False, "cell": error.cell_index, "kind": error.ename, "message": error.evalue, "traceback": text}
+            return {
+                "ok": False,
+                "cell": error.cell_index,
+                "kind": error.ename,
+                "message": error.evalue,
+                "traceback": text,
+            }
         except DeadKernelError:
             message = "the kernel died (killed, or out of memory)"
             return {"ok": False, "cell": at["cell"], "kind": "DeadKernel", "message": message, "traceback": ""}

@@ -1,8 +1,8 @@
 """Outside a stage: its parameters, whether its last result still stands and why not, and how a new one takes its place.
 
-A stage is a notebook. Its result stands while nothing it depends on changed: the code of its cells (prose, exercises and
-the defaults of parameters aside), the sources it imports, its parameters, what the stages before it gave, and its own
-artifacts. The manifest records all of these; it is written last, so that its being there means success.
+A stage is a notebook. Its result stands while nothing it depends on changed: the code of its cells (prose, exercises
+and the defaults of parameters aside), the sources it imports, its parameters, what the stages before it gave, and its
+own artifacts. The manifest records all of these; it is written last, so that its being there means success.
 """
 
 import ast
@@ -29,10 +29,21 @@ STAGES: dict[str, list[str]] = {
 ASIDE_TAGS = {"exercise", "check", "break-it"}  # cells for the reader; they make no artifact
 BOOKKEEPING = {"manifest.json", RESULT, CELL, LOG, FINISHED, "job.json", "notebook.ipynb", "notebook.html"}
 FOR_EYES = {".png", ".html", ".svg", ".ipynb"}  # no stage computes with these, so a new colour makes none stale
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "papermill", "numpy", "matplotlib", "vllm")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "papermill",
+    "numpy",
+    "matplotlib",
+    "vllm",
+)
 
 
-# ---------------------------------------------------------------------------------------------- notebooks and parameters
+# ----- notebooks and parameters
 def cells(stage: str) -> list[dict]:
     """The code cells of a stage's notebook, each {"source", "tags"}."""
     notebook = json.loads((NOTEBOOKS / f"{stage}.ipynb").read_text())
@@ -94,7 +105,9 @@ def resolve(profile: str | None, assignments: list[str]) -> dict[str, dict]:
         try:
             value = json.loads(value)
         except json.JSONDecodeError:
-            raise InputError(f"-p {text}: {value!r} is not JSON; a text needs quotes: -p '{stage}.{name}=\"text\"'.") from None
+            raise InputError(
+                f"-p {text}: {value!r} is not JSON; a text needs quotes: -p '{stage}.{name}=\"text\"'."
+            ) from None
         set_parameter(parameters, full_name(stage, f"-p {text}"), name, value, f"-p {text}")
     return parameters
 
@@ -126,7 +139,7 @@ def full_name(stage: str, where: str) -> str:
     return found[0]
 
 
-# ------------------------------------------------------------------------------------------------- plan, manifest, commit
+# ----- plan, manifest, commit
 def read_manifest(directory: Path) -> dict | None:
     """A finished stage's manifest, or None."""
     file = directory / "manifest.json"

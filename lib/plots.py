@@ -105,7 +105,10 @@ def accuracy_by_steps(counts: dict[str, dict[int, tuple[int, int]]]) -> object:
         xs = sorted(by_steps)
         shares = [by_steps[x][0] / by_steps[x][1] for x in xs]
         ends = [wilson(*by_steps[x]) for x in xs]
-        errors = [[s - e[0] for s, e in zip(shares, ends, strict=True)], [e[1] - s for s, e in zip(shares, ends, strict=True)]]
+        errors = [
+            [s - e[0] for s, e in zip(shares, ends, strict=True)],
+            [e[1] - s for s, e in zip(shares, ends, strict=True)],
+        ]
         ax.errorbar(xs, shares, yerr=errors, marker="o", capsize=4, label=method, color=colour(method))
     ax.set(xlabel="steps the problem needs", ylabel="accuracy", ylim=(0, 1.02))
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -127,7 +130,9 @@ def accuracy_against_cost(rows: list[dict], cost: str = "tokens_per_problem") ->
         for row in chosen:
             error = [[row["accuracy"] - row["ci_low"]], [row["ci_high"] - row["accuracy"]]]
             ax.errorbar(row[cost], row["accuracy"], yerr=error, marker="o", capsize=3, color=colour(row["method"]))
-            ax.annotate(row["method"], (row[cost], row["accuracy"]), xytext=(6, 4), textcoords="offset points", fontsize=8)
+            ax.annotate(
+                row["method"], (row[cost], row["accuracy"]), xytext=(6, 4), textcoords="offset points", fontsize=8
+            )
         ax.set(title=task, xscale="log", xlabel=cost.replace("_", " "), ylabel="accuracy", ylim=(0, 1.05))
         ax.margins(x=0.35)
     return figure

@@ -78,7 +78,7 @@ def make_dataset(config: Config, tokenizer, problems: list[Problem], encoder_dec
     kept = [row for row in rows if max(len(row["input_ids"]), len(row["labels"])) <= config.max_length]
     if not kept:
         raise InputError(
-            f"None of {len(rows)} problems fits into max_length = {config.max_length} tokens; give problems or raise it."
+            f"None of {len(rows)} problems fits into max_length = {config.max_length} tokens; raise it, or give more."
         )
     if len(kept) < len(rows):
         print(f"left out {len(rows) - len(kept)} of {len(rows)} problems: longer than {config.max_length} tokens")
@@ -92,7 +92,7 @@ def load(config: Config, problems: list[Problem]):
         return models.load_model(config.model, dtype=full, device=config.device)
     if config.lora_rank:
         raise InputError(
-            f"LoRA adapts a trained model, and {config.model} starts from scratch; set lora_rank 0 or name a trained model."
+            f"LoRA adapts a trained model, and {config.model} starts from scratch; use lora_rank 0 or a trained model."
         )
     texts = [prompts.prompt(p) + prompts.solution(p) for p in problems[:4000]]
     tokenizer = build_tokenizer(texts, config.vocab_size)
@@ -215,8 +215,8 @@ def last_checkpoint(out_dir: Path) -> Path | None:
 def train(config: Config, train: list[Problem], valid: list[Problem], out_dir: str | Path) -> None:
     """Fine-tune on `train`, watching the loss on the first `valid_problems` of `valid`.
 
-    Resumes from the last complete checkpoint in `out_dir`. On a CPU an interrupted run ends with the same weights, bit for
-    bit, as an undisturbed one. Leaves in `out_dir`:
+    Resumes from the last complete checkpoint in `out_dir`. On a CPU an interrupted run ends with the same weights,
+    bit for bit, as an undisturbed one. Leaves in `out_dir`:
       model/         weights, config and tokenizer (with lora_rank > 0: the adapter)
       metrics.jsonl  one line a log: step, loss, learning_rate, grad_norm; or step, eval_loss, eval_mean_token_accuracy
       config.json    the config
@@ -246,6 +246,14 @@ def train(config: Config, train: list[Problem], valid: list[Problem], out_dir: s
 
 def curve(history: list[dict]) -> list[dict]:
     """The trainer's log without what differs from run to run (times) or says nothing (token counts)."""
-    keys = ("step", "loss", "learning_rate", "grad_norm", "mean_token_accuracy", "eval_loss", "eval_mean_token_accuracy")
+    keys = (
+        "step",
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "mean_token_accuracy",
+        "eval_loss",
+        "eval_mean_token_accuracy",
+    )
     rows = [{key: float(row[key]) if key != "step" else row[key] for key in keys if key in row} for row in history]
     return [row for row in rows if "loss" in row or "eval_loss" in row]

@@ -1,13 +1,13 @@
 """Which source files a piece of code depends on, read from its import statements: nothing is imported or run.
 
-A result is stale when the code that made it changed. The code that made it is the code it imports, directly or not, also
-inside functions; comments, docstrings and layout do not count.
+A result is stale when the code that made it changed. The code that made it is the code it imports, directly or not,
+also inside functions; comments, docstrings and layout do not count.
 """
 
 import ast
 import hashlib
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 LIB = Path(__file__).parent
@@ -61,7 +61,7 @@ def closure(code: str, leave_out: set[str]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-@lru_cache(maxsize=None)
+@cache
 def code_hash(code: str) -> str:
     """A hash of what code does: of its syntax tree without docstrings, so comments and line breaks leave it alone."""
     tree = ast.parse(code)

@@ -2,7 +2,7 @@
 
     s = stage.begin("03_sft", run)
     problems = s.upstream("01_data_inspection") / "problems"
-    trained = s.memo(sft.train, config, train, valid)     # a directory; trained before, if nothing it depends on changed
+    trained = s.memo(sft.train, config, train, valid)     # a directory; found again if nothing it depends on changed
     s.publish(trained / "model", "models/cot")
     s.finish(accuracy=0.9)
 
@@ -127,6 +127,11 @@ def begin(name: str, run: str = "default") -> Stage:
     directory = OUTPUTS / run / f"{name}.live"
     directory.mkdir(parents=True, exist_ok=True)
     return Stage(name, run, directory, live=True)
+
+
+def from_root(path: str) -> str:
+    """A user's path made absolute where it exists below the project's folder; anything else (a preset, "") as it is."""
+    return str(ROOT / path) if path and (ROOT / path).exists() else path
 
 
 def die_with_parent() -> None:

@@ -69,7 +69,9 @@ def generate(n: int, operator: str = "*", n_digits: int = 4, seed: int = 0) -> l
     """`n` different problems with operands of `n_digits` digits, the first of which is not 0."""
     low, high = 10 ** (n_digits - 1) if n_digits > 1 else 0, 10**n_digits - 1
     if n > (high - low + 1) ** 2:
-        raise InputError(f"There are only {(high - low + 1) ** 2} problems of {n_digits} digits, not {n}; ask for fewer.")
+        raise InputError(
+            f"There are only {(high - low + 1) ** 2} problems of {n_digits} digits, not {n}; ask for fewer."
+        )
     rng = random.Random(seed)
     problems: dict[str, Problem] = {}
     while len(problems) < n:
@@ -82,7 +84,9 @@ def parse(line: str, where: str) -> Problem:
     """One line of a published file, kept as it is written; InputError where it does not have that form."""
     match = ROW.fullmatch(line.strip())
     if match is None:
-        raise InputError(f"{where}: expected `digits * digits||steps #### digits` with single digits, as in `5 6 * 7 4||...`.")
+        raise InputError(
+            f"{where}: expected `digits * digits||steps #### digits` with single digits, as in `5 6 * 7 4||...`."
+        )
     a, operator, b, chain, answer = (part.strip() for part in match.groups())
     cut = r" \+ (?![^(]*\))" if operator == "*" else r"(?<=\)) (?=[0-9])"
     steps = re.split(cut, chain)

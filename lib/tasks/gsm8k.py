@@ -45,8 +45,8 @@ def read(path: str | Path) -> list[Problem]:
     return [parse_record(record, where) for where, record in read_json_lines(path)]
 
 
-def load(path: str | None, data_dir: Path) -> dict[str, list[Problem]]:
-    """Problems by the split they were published in, from the first of: `path`, `data_dir`/gsm8k, the hub.
+def load(path: str, data_dir: Path) -> dict[str, list[Problem]]:
+    """Problems by published split, from the first of: `path` (unless empty), `data_dir`/gsm8k, the hub.
 
     A file holds one split ("train"); a folder holds train.jsonl and may hold valid.jsonl and test.jsonl.
     """
@@ -74,5 +74,6 @@ def from_hub(local: Path) -> dict[str, list[Problem]]:
             f"put its train.jsonl (and test.jsonl) into {local}."
         ) from error
     return {
-        name: [parse_record(row, f"{HUB} {name}, row {i}") for i, row in enumerate(data[name])] for name in ("train", "test")
+        name: [parse_record(row, f"{HUB} {name}, row {i}") for i, row in enumerate(data[name])]
+        for name in ("train", "test")
     }

@@ -106,7 +106,7 @@ def problem(rng: random.Random, n_steps: int, max_number: int) -> Problem:
 
 
 def canonical_chain(chain: list[tuple[int, str, int, int]]) -> str:
-    """"14+8/2" for the chain 14+8, 22/2; the operands of a first + or * stand in order of size."""
+    """ "14+8/2" for the chain 14+8, 22/2; the operands of a first + or * stand in order of size."""
     a, operator, b, _ = chain[0]
     if operator in "+*":
         a, b = min(a, b), max(a, b)

@@ -1,0 +1,1 @@
+"""Lessons: checks of what a reader wrote, one file of exercises a notebook."""
