@@ -26,6 +26,7 @@ def start_notebook(stage: str, directory: Path, parameters: dict, progress_file:
     environment = os.environ | {
         DIRECTORY_VARIABLE: str(directory),
         "WORKBENCH_PROGRESS": str(progress_file),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "TOKENIZERS_PARALLELISM": "false",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
