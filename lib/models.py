@@ -101,6 +101,13 @@ def load_tokenizer(name: str):
     return tokenizer
 
 
+def quiet() -> None:
+    """No progress bars for reading and writing weights: small models take no time, and bars litter a notebook."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def load_model(name: str, tokenizer=None, dtype: str = "float32", device: str = "auto"):
     """(model, tokenizer) of a preset, a local directory or a hub id; causal or encoder-decoder as its config says.
 
@@ -110,6 +117,7 @@ def load_model(name: str, tokenizer=None, dtype: str = "float32", device: str = 
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    quiet()
     place, precision = pick_device(device), pick_dtype(dtype)
     if name in PRESETS:
         assert tokenizer is not None, f"preset {name} needs a tokenizer"
@@ -188,6 +196,7 @@ def add_special_tokens(model, tokenizer, tokens: list[str]) -> list[int]:
 
 def save_model(model, tokenizer, out_dir: str | Path) -> Path:
     """Save weights (safetensors; an adapter alone where the model is a peft one), config and tokenizer to `out_dir`."""
+    quiet()
     out_dir = Path(out_dir)
     model.save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)

@@ -15,10 +15,12 @@ def colour(method: str) -> str:
 
 def axes(rows: int = 1, columns: int = 1, width: float = 4.2, height: float = 3.0):
     """(Figure, axes as a flat list), laid out so that labels do not collide."""
-    from matplotlib.figure import Figure
+    import matplotlib.pyplot as plt  # loading it also teaches Jupyter to show figures
 
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    size = (width * columns, height * rows)
+    figure, grid = plt.subplots(rows, columns, squeeze=False, figsize=size, layout="constrained")
+    plt.close(figure)  # shown by the cell that returns it, not a second time at the cell's end
+    grid = grid.flatten().tolist()
     for ax in grid:
         ax.spines[["top", "right"]].set_visible(False)
     return figure, grid
@@ -54,10 +56,8 @@ def last_digits(splits: dict[str, list]) -> object:
     for i, (name, items) in enumerate(splits.items()):
         digits = Counter(p.answer[-1] for p in items if p.answer[-1:].isdigit())
         total = sum(digits.values()) or 1
-        ax.bar([d + (i - 1) * 0.27 for d in range(10)], [digits[str(d)] / total for d in range(10)], 0.25, label=name)
-        ax.patches[-10].get_facecolor()
-        for patch in ax.patches[-10:]:
-            patch.set_color(COLOURS[i])
+        places, shares = [d + (i - 1) * 0.27 for d in range(10)], [digits[str(d)] / total for d in range(10)]
+        ax.bar(places, shares, 0.25, label=name, color=COLOURS[i])
     ax.set(xlabel="last digit of the answer", ylabel="share of the split", xticks=range(10))
     ax.legend(frameon=False)
     return figure
@@ -118,6 +118,8 @@ def accuracy_by_steps(counts: dict[str, dict[int, tuple[int, int]]]) -> object:
 
 def accuracy_against_cost(rows: list[dict], cost: str = "tokens_per_problem") -> object:
     """Accuracy against a cost on a log axis, one panel a task; the line joins rows no other beats in both."""
+    from matplotlib.ticker import LogLocator
+
     from lib.evaluation import pareto
 
     tasks = sorted({row["task"] for row in rows}, reverse=True)
@@ -134,5 +136,8 @@ def accuracy_against_cost(rows: list[dict], cost: str = "tokens_per_problem") ->
                 row["method"], (row[cost], row["accuracy"]), xytext=(6, 4), textcoords="offset points", fontsize=8
             )
         ax.set(title=task, xscale="log", xlabel=cost.replace("_", " "), ylabel="accuracy", ylim=(0, 1.05))
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter("")
         ax.margins(x=0.35)
     return figure

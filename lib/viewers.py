@@ -35,9 +35,16 @@ def solution(problem: Problem, text: str | None = None) -> Html:
 
     text = prompts.solution(problem) if text is None else text
     body, marker, rest = text.partition(answers.MARKER)
-    shown = escape(body)
-    for step in dict.fromkeys(answers.check_steps(problem, text)):
-        shown = shown.replace(escape(step.text), badge(step.text, GOOD if step.ok else BAD, step.reason or "holds"))
+    checked = iter(answers.check_steps(problem, text))
+
+    def mark(step: answers.Step) -> str:
+        return badge(step.text, GOOD if step.ok else BAD, step.reason or "holds")
+
+    if answers.annotations(" ".join(problem.steps)):  # the annotations of the text are its steps, else its lines are
+        between = answers.ANNOTATION.split(body)[:: answers.ANNOTATION.groups + 1]
+        shown = escape(between[0]) + "".join(mark(next(checked)) + escape(part) for part in between[1:])
+    else:
+        shown = "".join(f"{mark(step)}\n" for step in checked)
     if marker:
         right = answers.is_correct(problem, text)
         shown += badge((marker + rest).strip(), GOOD if right else BAD, f"the answer is {problem.answer}")
