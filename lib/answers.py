@@ -6,16 +6,17 @@ Every method, every metric and every filter asks here. Knows no model and no tas
 
 import re
 from fractions import Fraction
+from itertools import zip_longest
 from typing import NamedTuple
 
 from lib import calculator
 from lib.problems import Problem
 
 MARKER = "####"
-# `[^<>=]` keeps the expression free of a second "="; the stated value may hold one, and then agrees with nothing.
-ANNOTATION = re.compile(r"<<([^<>=\n]*)=([^<>\n]*)>>")
+ANNOTATION = re.compile(r"<<([^\n]{0,80}?)>>")
 # A sign may stand before or after a currency sign; a fraction is two whole numbers. `%` and a final stop are dropped.
-NUMBER = re.compile(rf"([-+−]?)\s*[$€£]?\s*([-+−]?)({calculator.NUMBER})(?:\s*/\s*([0-9]+))?")
+NUMBER = re.compile(rf"([-+−]?) ?[$€£]? ?([-+−]?)({calculator.NUMBER})(?: ?/ ?([0-9]{{1,15}}))?")
+MORE = re.compile(r"\s*[0-9]|[.,][0-9]|[eE][-+]?[0-9]|\s*/\s*[-+0-9]")  # what may not follow: it is another number
 TRUTHS = {"true": "true", "yes": "true", "false": "false", "no": "false"}
 
 
@@ -29,12 +30,11 @@ class Step(NamedTuple):
 
 def extract(text: str) -> str | None:
     """The answer a text states: what follows the last `####` that is followed by anything on its line, else None."""
-    found = None
-    for match in re.finditer(rf"{MARKER}#*[ \t]*([^\n]*)", text):
-        answer = match.group(1).strip()
-        if answer.strip("#. "):
-            found = answer.partition(MARKER)[0].strip() or found
-    return found
+    for part in reversed(text.split(MARKER)[1:]):
+        answer = part.lstrip("#").partition("\n")[0].strip()
+        if answer.strip("."):
+            return answer
+    return None
 
 
 def number(text: str) -> Fraction | None:
@@ -47,7 +47,7 @@ def number(text: str) -> Fraction | None:
         return None
     outer, inner, digits, divisor = match.groups()
     rest = text.strip()[match.end() :]
-    if re.match(r"\s*[0-9]|[.,][0-9]", rest) or (outer and inner) or (divisor and not int(divisor)):
+    if MORE.match(rest) or (outer and inner) or (divisor and not int(divisor)):
         return None
     value = calculator.evaluate(digits).value
     if value is None:
@@ -70,7 +70,7 @@ def same(gold: str, answer: str, relative_tolerance: float = 0.0) -> bool:
     expected = number(gold)
     if expected is not None:
         found = number(answer)
-        return found is not None and abs(found - expected) <= Fraction(relative_tolerance) * abs(expected)
+        return found is not None and abs(found - expected) <= Fraction(str(relative_tolerance)) * abs(expected)
     if truth(gold):
         return truth(answer) == truth(gold)
     return _words(gold) == _words(answer)
@@ -87,8 +87,10 @@ def is_correct(problem: Problem, text: str) -> bool:
 
 
 def annotations(text: str) -> list[tuple[str, str]]:
-    """Every `<<expression=value>>` of a text, as (expression, value), in order."""
-    return ANNOTATION.findall(text)
+    """Every `<<expression=value>>` of a text, as (expression, value), in order; without a "=" the value is empty."""
+    return [
+        (expression, stated) for expression, _, stated in (body.partition("=") for body in ANNOTATION.findall(text))
+    ]
 
 
 def check_annotation(expression: str, stated: str) -> Step:
@@ -103,27 +105,32 @@ def check_annotation(expression: str, stated: str) -> Step:
 
 
 def check_steps(problem: Problem, text: str) -> list[Step]:
-    """Check a chain of thought step by step.
+    """Check a chain of thought step by step, up to the last `####`.
 
-    Arithmetic chains: every annotation of the text. Chains of which each step has one right form (problem.steps
-    without annotations, as in modular_chain and multiplication): every line before `####` against the problem's own.
+    Arithmetic chains: every annotation of the text. Where each step has one right form (`meta["exact_steps"]`, as in
+    modular_chain and multiplication): every line but those with `####` against the problem's own, none left out.
     """
-    body = text.partition(MARKER)[0]
-    if annotations(" ".join(problem.steps)):
+    body = text.rpartition(MARKER)[0] if MARKER in text else text
+    if not problem.meta.get("exact_steps"):
         return [check_annotation(*pair) for pair in annotations(body)]
-    lines = [line.strip() for line in body.split("\n") if line.strip()]
+    lines = [line.strip() for line in body.split("\n") if line.strip() and MARKER not in line]
     steps = []
-    for i, line in enumerate(lines):
-        expected = problem.steps[i] if i < len(problem.steps) else None
-        ok = expected is not None and line.split() == expected.split()
-        steps.append(Step(line, ok, None if ok else f"expected {expected}" if expected else "one step too many"))
+    for line, expected in zip_longest(lines, problem.steps):
+        if line is None:
+            steps.append(Step("", False, f"missing: {expected}"))
+        elif expected is None:
+            steps.append(Step(line, False, "one step too many"))
+        else:
+            ok = line.split() == expected.split()
+            steps.append(Step(line, ok, None if ok else f"expected {expected}"))
     return steps
 
 
 def is_verified(problem: Problem, text: str) -> bool:
-    """Right answer, at least one step where the problem has any, and every step holds."""
+    """Right answer, at least one checkable step where the problem's own chain has any, and every step holds."""
     steps = check_steps(problem, text)
-    return is_correct(problem, text) and bool(steps or not problem.steps) and all(step.ok for step in steps)
+    wanted = bool(check_steps(problem, "\n".join(problem.steps)))
+    return is_correct(problem, text) and (bool(steps) or not wanted) and all(step.ok for step in steps)
 
 
 def inspect(problem: Problem) -> dict:

@@ -25,9 +25,9 @@ class Problem:
     steps     the chain of thought, one string a step; arithmetic steps hold `<<expression=value>>`
     answer    the final answer as text, without the `####` in front
     source    the task it belongs to, such as "word_problems" (see lib.tasks)
-    meta      what else the source needs, such as a modulus; JSON values only. `meta["canonical"]`, where
-              present, is the form that decides the split: problems that are the same but for the order of
-              commuting operands share it.
+    meta      what else the source needs, such as a modulus; JSON values only. Two keys are known everywhere:
+              "canonical", the form that decides the split: problems that are the same but for the order of
+              commuting operands share it; "exact_steps", true where each step has one right form
     """
 
     id: str
@@ -86,6 +86,8 @@ def from_record(record: object, where: str) -> Problem:
         if not isinstance(record.get(key), kind):
             found = f"a {type(record[key]).__name__}" if key in record else "nothing"
             raise InputError(f'{where}: "{key}" must be a {kind.__name__}, found {found}.')
+    if not isinstance(record.get("meta", {}).get("canonical", ""), str):
+        raise InputError(f'{where}: "canonical" in "meta" must be a string.')
     if not all(isinstance(step, str) for step in record["steps"]):
         raise InputError(f'{where}: every entry of "steps" must be a string.')
     if unknown := set(record) - set(wanted):
@@ -103,7 +105,7 @@ def read_lines(path: str | Path) -> Iterable[tuple[str, str]]:
     for number, line in enumerate(data.split(b"\n"), 1):
         where = f"{path}, line {number}"
         try:
-            text = line.decode()
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{where}: not UTF-8 text at byte {error.start}; save the file as UTF-8.") from None
         if text.strip():
@@ -117,6 +119,8 @@ def read_json_lines(path: str | Path) -> Iterable[tuple[str, object]]:
             yield where, json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(f"{where}: not valid JSON ({error.msg} at column {error.colno}).") from None
+        except (RecursionError, ValueError) as error:  # nested too deep, or a number of too many digits
+            raise InputError(f"{where}: JSON that cannot be held ({error}).") from None
 
 
 def read_jsonl(path: str | Path) -> list[Problem]:
@@ -129,7 +133,7 @@ def write_jsonl(path: str | Path, records: Iterable[Problem | dict]) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
-    with open(partial, "w", encoding="utf-8") as file:
+    with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:  # JSON's own escape
         for record in records:
             row = asdict(record) if isinstance(record, Problem) else record
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -34,17 +34,17 @@ def solution(problem: Problem, text: str | None = None) -> Html:
     from lib import prompts
 
     text = prompts.solution(problem) if text is None else text
-    body, marker, rest = text.partition(answers.MARKER)
+    body, marker, rest = text.rpartition(answers.MARKER) if answers.MARKER in text else (text, "", "")
     checked = iter(answers.check_steps(problem, text))
 
     def mark(step: answers.Step) -> str:
         return badge(step.text, GOOD if step.ok else BAD, step.reason or "holds")
 
-    if answers.annotations(" ".join(problem.steps)):  # the annotations of the text are its steps, else its lines are
+    if problem.meta.get("exact_steps"):  # each line is a step
+        shown = "".join(f"{mark(step)}\n" for step in checked)
+    else:  # each annotation is one
         between = answers.ANNOTATION.split(body)[:: answers.ANNOTATION.groups + 1]
         shown = escape(between[0]) + "".join(mark(next(checked)) + escape(part) for part in between[1:])
-    else:
-        shown = "".join(f"{mark(step)}\n" for step in checked)
     if marker:
         right = answers.is_correct(problem, text)
         shown += badge((marker + rest).strip(), GOOD if right else BAD, f"the answer is {problem.answer}")

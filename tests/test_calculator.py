@@ -13,7 +13,7 @@ from lib.calculator import agrees, evaluate, format_number
 from tests.oracles import calculator as oracle
 from tests.oracles import hostile
 
-many = settings(max_examples=300, deadline=None)
+many = settings(max_examples=200, deadline=None)
 
 ACCEPTED = [
     ("2+3*4", 14),
@@ -133,8 +133,8 @@ def test_expressions_have_the_value_of_the_oracle(text):
     assert evaluate(text).value == oracle.value(text)
 
 
-@settings(max_examples=1000, deadline=None)
-@given(st.lists(st.sampled_from(["1", "2", "0", ".5", "3.", " ", *"+-*/()"]), max_size=9).map("".join))
+@settings(max_examples=600, deadline=None)
+@given(st.lists(st.sampled_from(["1", "0", ".5", "3+", "2.-", "7*", "4/", " ", *"+-*/()"]), max_size=9).map("".join))
 def test_what_the_oracle_refuses_is_refused_and_nothing_else(text):
     assert evaluate(text).value == oracle.value(text)
 
@@ -149,9 +149,9 @@ def test_any_text_gives_a_value_or_a_reason_but_never_both(text):
 
 @pytest.mark.parametrize("text", hostile.TEXTS, ids=range(len(hostile.TEXTS)))
 def test_hostile_text_ends_at_once(text):
-    started = time.perf_counter()
+    started = time.process_time()
     value, reason = evaluate(text)
-    assert time.perf_counter() - started < 0.2
+    assert time.process_time() - started < 0.2
     assert (value is None) != (reason is None)
 
 
@@ -241,13 +241,11 @@ def test_does_not_agree(value, printed):
     assert not agrees(value, printed)
 
 
-@pytest.mark.xfail(strict=True, reason="agrees reads at most 15 digits, format_number writes any number of them")
 @pytest.mark.parametrize("expression", ["999999999999999+1", "99999999999999.5+0.25"])
 def test_what_is_written_of_a_large_value_agrees(expression):
     value = evaluate(expression).value
     assert agrees(value, format_number(value))
 
 
-@pytest.mark.xfail(strict=True, reason="agrees knows no rounding after the sign U+2212, which evaluate reads")
 def test_typographic_minus_rounds_like_the_plain_one():
     assert re.match("−", "−0.33") and agrees(Fraction(-1, 3), "−0.33")

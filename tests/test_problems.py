@@ -79,7 +79,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("problems")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(records, max_size=4))
 def test_what_is_written_is_read_back(folder, problems):
     path = write_jsonl(folder / "deeper" / "round_trip.jsonl", problems)
@@ -168,7 +168,6 @@ def test_json_lines_yield_any_value_with_its_place(tmp_path):
     assert list(read_json_lines(path)) == [(f"{path}, line 1", 1), (f"{path}, line 3", ["é"])]
 
 
-@pytest.mark.xfail(strict=True, reason="json.loads raises more than JSONDecodeError; read_json_lines catches only that")
 @pytest.mark.parametrize("value", ["[" * 100_000, "1" * 5000], ids=["too deep", "too many digits"])
 def test_json_that_python_cannot_hold_is_an_error_with_file_and_line(tmp_path, value):
     path = tmp_path / "broken.jsonl"

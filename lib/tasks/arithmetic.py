@@ -1,9 +1,8 @@
 """n-digit addition and multiplication with a chain of thought, least significant digit first.
 
-The form of the published "implicit chain of thought" files, one problem a line; 2365 * 4347 reads
+The form of the published "implicit chain of thought" files, one problem a line; 314 * 592 reads
 
-    5 6 3 2 * 7 4 3 4||5 5 5 6 1 + 0 0 6 4 9 0 ( 5 5 1 1 1 1 ) + 0 0 5 9 0 7 0 ( 5 5 6 0 2 8 0 ) + 0 0 0 0 6 4 9 0
-    #### 5 5 6 0 8 2 0 1          (all on one line)
+    4 1 3 * 2 9 5||8 2 6 0 + 0 6 2 8 2 ( 8 8 8 8 2 ) + 0 0 0 7 5 1 #### 8 8 8 5 8 1
 
 Each partial product carries its trailing zeros in front and the running sum in brackets. Addition has no published
 form; here a step is one column with the carry in brackets, `5 + 7 ( 0 ) = 2 ( 1 )`.
@@ -15,7 +14,8 @@ import re
 from lib.errors import InputError
 from lib.problems import Problem, make_problem, read_lines
 
-ROW = re.compile(r"([0-9 ]+)([*+])([0-9 ]+)\|\|(.*)####([0-9 ]+)")
+DIGITS = "[0-9](?: [0-9])*"
+ROW = re.compile(rf"({DIGITS}) ([*+]) ({DIGITS})\|\|(.*) #### ({DIGITS})")
 
 
 def digits(value: int, width: int = 1) -> str:
@@ -62,11 +62,14 @@ def problem(a: int, b: int, operator: str, n: int, m: int) -> Problem:
 
 def _problem(question: str, steps: list[str], answer: str, a: int, b: int, operator: str) -> Problem:
     source = {"*": "multiplication", "+": "addition"}[operator]
-    return make_problem(question, steps, answer, source, canonical=f"{min(a, b)}{operator}{max(a, b)}")
+    canonical = f"{min(a, b)}{operator}{max(a, b)}"
+    return make_problem(question, steps, answer, source, canonical=canonical, exact_steps=True)
 
 
 def generate(n: int, operator: str = "*", n_digits: int = 4, seed: int = 0) -> list[Problem]:
     """`n` different problems with operands of `n_digits` digits, the first of which is not 0."""
+    if operator not in "+*" or n_digits < 1:
+        raise InputError(f"arithmetic wants + or * and at least 1 digit, not {operator!r} and {n_digits}.")
     low, high = 10 ** (n_digits - 1) if n_digits > 1 else 0, 10**n_digits - 1
     if n > (high - low + 1) ** 2:
         raise InputError(
@@ -87,7 +90,7 @@ def parse(line: str, where: str) -> Problem:
         raise InputError(
             f"{where}: expected `digits * digits||steps #### digits` with single digits, as in `5 6 * 7 4||...`."
         )
-    a, operator, b, chain, answer = (part.strip() for part in match.groups())
+    a, operator, b, chain, answer = match.groups()
     cut = r" \+ (?![^(]*\))" if operator == "*" else r"(?<=\)) (?=[0-9])"
     steps = re.split(cut, chain)
     if operator == "*":
@@ -107,5 +110,5 @@ def to_line(problem: Problem) -> str:
 
 def solve(given: Problem) -> Problem:
     """`given` solved anew from its question, to compare a file's steps and answer with."""
-    a, operator, b = re.fullmatch(r"([0-9 ]+) ([*+]) ([0-9 ]+)", given.question).groups()
+    a, operator, b = re.fullmatch(rf"({DIGITS}) ([*+]) ({DIGITS})", given.question).groups()
     return problem(value_of(a), value_of(b), operator, len(a.split()), len(b.split()))

@@ -2,9 +2,9 @@
 
 Two local forms are read. JSON Lines, as published:
 
-    {"question": "Natalia sold ...", "answer": "... <<48/2=24>>24 clips in May.\\n... <<48+24=72>>72 ...\\n#### 72"}
+    {"question": "Ben packs ...", "answer": "Six trays hold 6*4=<<6*4=24>>24 jars.\\n... <<24-5=19>>19 ...\\n#### 19"}
 
-and the GSM8k-Aug text form, one problem a line: `question||<<4-2=2>> <<2/.5=4>> ... #### 300`. Never train on one and
+and the GSM8k-Aug text form, one problem a line: `question||<<6*4=24>> <<24-5=19>> #### 19`. Never train on one and
 test on the other: every validation question of GSM8k-Aug is in GSM8K's training file.
 """
 

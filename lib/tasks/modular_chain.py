@@ -39,7 +39,9 @@ def problem(start: int, chain: tuple[tuple[str, int], ...], modulus: int) -> Pro
     (first, n), rest = chain[0], chain[1:]
     low, high = (min(start, n), max(start, n)) if first in "+*" else (start, n)  # 3 + 4 and 4 + 3 share a split
     canonical = f"{low}{first}{high}" + "".join(f"{o}{n}" for o, n in rest) + f"mod{modulus}"
-    return make_problem(question, steps, str(value), "modular_chain", canonical=canonical, modulus=modulus)
+    return make_problem(
+        question, steps, str(value), "modular_chain", canonical=canonical, exact_steps=True, modulus=modulus
+    )
 
 
 def generate(n: int, n_operations: int = 4, modulus: int = 5, seed: int = 0) -> list[Problem]:

@@ -12,6 +12,7 @@ of a test problem, in that order, occur in no training problem.
 
 import random
 
+from lib.errors import InputError
 from lib.problems import Problem, make_problem
 
 NAMES = "Ada Ben Carla Dev Ella Farid Grace Hugo Ines Jonas Kofi Lena Mia Noah Olga Pavel Quinn Rosa Sam Tara".split()
@@ -115,8 +116,11 @@ def canonical_chain(chain: list[tuple[int, str, int, int]]) -> str:
 
 def generate(n: int, min_steps: int = 1, max_steps: int = 3, max_number: int = 99, seed: int = 0) -> list[Problem]:
     """`n` problems with different questions, their numbers of steps spread evenly over min_steps..max_steps."""
-    assert 1 <= min_steps <= max_steps, f"want 1 <= min_steps <= max_steps, got {min_steps} and {max_steps}"
-    assert max_number >= 10, f"max_number must be at least 10, got {max_number}"
+    if not (1 <= min_steps <= max_steps and max_number >= 10):
+        raise InputError(
+            "word_problems wants 1 <= min_steps <= max_steps and max_number >= 10, "
+            f"got {min_steps}, {max_steps} and {max_number}; change them."
+        )
     rng = random.Random(seed)
     problems: dict[str, Problem] = {}
     while len(problems) < n:

@@ -1,0 +1,90 @@
+"""Small models for every test that needs one: seconds to train, nothing to download."""
+
+import os
+
+# Before torch is imported, here and in every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin take the cores from everyone else
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+from lib import prompts, tokenization
+from lib.tasks import modular_chain
+
+
+@pytest.fixture(scope="session")
+def chains():
+    """32 modular chains of 1 to 3 operations, so that a batch of them holds padding."""
+    sizes = {1: 8, 2: 12, 3: 12}
+    return [p for n, count in sizes.items() for p in modular_chain.generate(count, n_operations=n, seed=n)]
+
+
+@pytest.fixture(scope="session")
+def chain_texts(chains):
+    return [prompts.prompt(p) + prompts.solution(p) for p in chains]
+
+
+def with_tokenizer(model, chain_texts, directory):
+    model.save_pretrained(directory)
+    tokenization.build_tokenizer(chain_texts, 320).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(chain_texts, tmp_path_factory):
+    """The directory of an untrained one-layer Llama of width 32 with its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=32**-0.5,
+        vocab_size=len(tokenization.build_tokenizer(chain_texts, 320)),
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    return with_tokenizer(LlamaForCausalLM(config), chain_texts, tmp_path_factory.mktemp("tiny_llama"))
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(chain_texts, tmp_path_factory):
+    """The directory of an untrained one-layer T5 of width 32 with its tokenizer."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = T5Config(
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=1,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        vocab_size=len(tokenization.build_tokenizer(chain_texts, 320)),
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    return with_tokenizer(T5ForConditionalGeneration(config), chain_texts, tmp_path_factory.mktemp("tiny_t5"))
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny_llama, chains, tmp_path_factory):
+    """Where `sft.train` left a tiny Llama that learned the 32 chains by heart."""
+    from lib import sft
+
+    config = sft.Config(
+        str(tiny_llama), steps=80, batch_size=32, learning_rate=2e-2, warmup_steps=20, log_steps=20, device="cpu"
+    )
+    directory = tmp_path_factory.mktemp("trained")
+    sft.train(config, chains, chains[:8], directory)
+    return directory
