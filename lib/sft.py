@@ -29,7 +29,7 @@ class Config:
     learning_rate  peak, reached after warmup_steps and brought down to 0 along a cosine
     max_length     longest prompt with completion, in tokens; longer problems are left out and counted
     lora_rank      0 trains every weight, else a LoRA adapter of this rank on every linear layer
-    log_steps      a checkpoint stands at every tenth of the run, rounded up to a multiple of log_steps
+    log_steps      steps between two points of the curve; a checkpoint and a look at validation come every tenth of the run
     """
 
     model: str = "llama_tiny"
@@ -103,7 +103,8 @@ def load(config: Config, problems: list[Problem]):
 def trainer_arguments(config: Config, out_dir: Path, device) -> dict:
     """The settings that SFTConfig and Seq2SeqTrainingArguments share."""
     tenth = -(-config.steps // 10)
-    save_steps = -(-tenth // config.log_steps) * config.log_steps
+    log_steps = min(config.log_steps, tenth)
+    save_steps = -(-tenth // log_steps) * log_steps
     return dict(
         output_dir=str(out_dir),
         max_steps=config.steps,
@@ -116,7 +117,7 @@ def trainer_arguments(config: Config, out_dir: Path, device) -> dict:
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
-        logging_steps=config.log_steps,
+        logging_steps=log_steps,
         eval_strategy="steps",
         eval_steps=save_steps,
         save_strategy="steps",
