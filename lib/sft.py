@@ -29,15 +29,15 @@ class Config:
     learning_rate  peak, reached after warmup_steps and brought down to 0 along a cosine
     max_length     longest prompt with completion, in tokens; longer problems are left out and counted
     lora_rank      0 trains every weight, else a LoRA adapter of this rank on every linear layer
-    log_steps      steps between two points of the curve; a checkpoint and a look at validation come every tenth of the run
+    log_steps      steps between two points of the curve; validation and a checkpoint come every tenth of the run
     """
 
     model: str = "llama_tiny"
     style: str = "cot"
-    steps: int = 600
-    batch_size: int = 64
+    steps: int = 1000
+    batch_size: int = 32
     accumulation: int = 1
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     warmup_steps: int = 50
     weight_decay: float = 0.01
     adam_beta2: float = 0.98

@@ -83,7 +83,7 @@ def trained_run(tiny_llama, chains, tmp_path_factory):
     from lib import sft
 
     config = sft.Config(
-        str(tiny_llama), steps=80, batch_size=32, learning_rate=2e-2, warmup_steps=20, log_steps=20, device="cpu"
+        str(tiny_llama), steps=120, batch_size=32, learning_rate=2e-2, warmup_steps=20, log_steps=12, device="cpu"
     )
     directory = tmp_path_factory.mktemp("trained")
     sft.train(config, chains, chains[:8], directory)

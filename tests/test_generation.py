@@ -184,13 +184,13 @@ def test_temperature_0_is_greedy_whatever_the_seed(tiny_llama, questions):
     assert len(texts) == 1
 
 
-def surprise(counts, probabilities):
-    """Pearson's chi-square of counts by id, in standard deviations above its mean; rare ids share one bin."""
-    n, frequent = sum(counts.values()), [i for i, p in enumerate(probabilities) if p * sum(counts.values()) >= 8]
-    bins = [(counts[i], n * probabilities[i]) for i in frequent]
+def surprise(counts, chances):
+    """Pearson's chi-square of counts by text, in standard deviations above its mean; rare texts share one bin."""
+    n, frequent = sum(counts.values()), [text for text, p in chances.items() if p * sum(counts.values()) >= 8]
+    bins = [(counts[text], n * chances[text]) for text in frequent]
     bins.append((n - sum(seen for seen, _ in bins), n - sum(expected for _, expected in bins)))
-    bins = [(seen, expected) for seen, expected in bins if expected >= 8]
-    statistic, freedom = sum((seen - expected) ** 2 / expected for seen, expected in bins), len(bins) - 1
+    freedom = len(bins) - 1
+    statistic = sum((seen - expected) ** 2 / max(expected, 1) for seen, expected in bins)
     return (statistic - freedom) / math.sqrt(2 * freedom)
 
 
@@ -201,9 +201,44 @@ def test_samples_follow_the_softmax_of_logits_over_temperature(fixture, temperat
     model, tokenizer = load(request.getfixturevalue(fixture))
     prompt = "v3 + n4 ?\n"
     logits = next_logits(model, tokenizer(prompt)["input_ids"])
-    logits = 1.5 * (logits - logits.mean()) / logits.std()  # a spread that temperature changes visibly
-    output, scale = model.get_output_embeddings(), 0.0
-    hook = output.register_forward_hook(lambda module, inputs, out: 1.5 * (out - out.mean(-1, True)) / out.std(-1, keepdim=True))
+
+    def chances(temperature):
+        found = Counter()
+        for i, p in enumerate((logits / temperature).softmax(-1).tolist()):
+            found[tokenizer.decode([i], skip_special_tokens=True)] += p  # lone bytes look alike
+        return found
+
     found = generate(model, tokenizer, [prompt] * 6000, 1, temperature=temperature, seed=5, batch_size=2000)
-    hook.remove()
-    assert scale == 0.0
+    counts = Counter(g.text for g in found)
+    assert surprise(counts, chances(temperature)) < 5
+    for other in (temperature / 2, temperature * 2):
+        assert surprise(counts, chances(other)) > 10, "the sample is too small to tell temperatures apart"
+
+
+# --- the probabilities of a given completion ---
+
+
+@either_model
+def test_token_probabilities_are_those_of_plain_forwards(fixture, request, chains):
+    model, tokenizer = load(request.getfixturevalue(fixture))
+    for problem in (chains[0], chains[-1]):
+        prompt, completion = prompts.prompt(problem), prompts.solution(problem)
+        wanted = tokenizer(completion)["input_ids"] + [tokenizer.eos_token_id]
+        found = token_probabilities(model, tokenizer, prompt, completion, top=4)
+        assert "".join(entry["token"] for entry in found) == completion + tokenizer.eos_token
+        for k, (entry, token) in enumerate(zip(found, wanted, strict=True)):
+            plain = next_logits(model, tokenizer(prompt)["input_ids"], wanted[:k]).softmax(-1)
+            assert entry["probability"] == pytest.approx(plain[token].item(), abs=1e-5)
+            best = plain.topk(4)
+            assert [p for _, p in entry["top"]] == pytest.approx(best.values.tolist(), abs=1e-5)
+            assert [text for text, _ in entry["top"]] == [tokenizer.decode([i]) for i in best.indices.tolist()]
+
+
+def test_a_trained_model_is_sure_of_its_solution_and_surprised_by_another(trained_run, chains):
+    model, tokenizer = load(trained_run / "model")
+    problem = chains[-1]
+    right = token_probabilities(model, tokenizer, prompts.prompt(problem), prompts.solution(problem))
+    assert all(entry["probability"] > 0.9 and entry["top"][0][0] == entry["token"] for entry in right)
+    other = next(p for p in chains[20:] if p.steps[0] != problem.steps[0])
+    wrong = token_probabilities(model, tokenizer, prompts.prompt(problem), prompts.solution(other))
+    assert wrong[0]["probability"] < 0.1

@@ -3,11 +3,15 @@
 import json
 import os
 import pty
+import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -66,7 +70,8 @@ NOTEBOOKS = {
         ("", "# 3 Toy training"),
         (
             "parameters",
-            'from typing import Optional\n\nrun: str = "default"\nmode: str = "good"\nrate: float = 0.5\nsizes: list[int] = [1]\nn_bytes: int = 10\n'
+            "from typing import Optional\n\n"
+            'run: str = "default"\nmode: str = "good"\nrate: float = 0.5\nsizes: list[int] = [1]\nn_bytes: int = 10\n'
             "flag: bool = False\nlabel: Optional[str] = None\nseeds: list[int] = [0]",
         ),
         (
@@ -98,6 +103,8 @@ PROFILES = {
     "unknown_stage": "03_stf:\n  rate: 0.1\n",
     "unknown_parameter": f"{SFT}:\n  ratte: 0.1\n",
     "wrong_type": f"{SFT}:\n  rate: 1e-3\n",
+    "date": f"{SFT}:\n  rate: 2026-01-01\n",
+    "latin_1": f"{SFT}:\n  mode: \u00e9\n",
 }
 
 
@@ -135,7 +142,11 @@ def start(project, *arguments, **options):
 
 def run_all(project, *arguments, **options):
     process = start(project, *arguments, **options)
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
@@ -193,14 +204,11 @@ def calls(project):
 
 def fates(ran):
     """{stage: "stands" or the reason why it runs} from what run_all.py printed."""
-    found = {}
-    for line in ran.stdout.splitlines():
-        stage, _, rest = (
-            line.removeprefix("[").partition("] ")[2].partition(": ") if line[0] == "[" else line.partition(": ")
-        )
-        if stage in STAGES and not rest.startswith("done in"):
-            found[stage] = rest.removeprefix("running (").removeprefix("runs (").removesuffix(")")
-    return found
+    lines = [
+        re.fullmatch(r"(?:\[.*\] )?(\w+): (?:runs |running )?\(?(.*?)\)?", line) for line in ran.stdout.splitlines()
+    ]
+    found = [line.groups() for line in lines if line and line[1] in STAGES]
+    return {stage: text for stage, text in found if not text.startswith("done in")}
 
 
 STANDING = dict.fromkeys(STAGES, "stands")
@@ -219,7 +227,7 @@ def template(tmp_path_factory):
     for stage, cells in NOTEBOOKS.items():
         write_notebook(project, stage, cells)
     for name, text in PROFILES.items():
-        (project / "notebooks" / "profiles" / f"{name}.yaml").write_text(text)
+        (project / "notebooks" / "profiles" / f"{name}.yaml").write_text(text, encoding="latin-1")
     (project / ".gitignore").write_text("outputs\n.jupyter\n__pycache__\ncalls.txt\n")
     ours = ["git", "-c", "user.name=toy", "-c", "user.email=toy@localhost", "-c", "core.hooksPath=/dev/null"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "toy"]):
@@ -235,7 +243,13 @@ def project(template, tmp_path):
     shutil.copytree(template[0], tmp_path / "project")
     yield tmp_path / "project"
     for pid in survivors(tmp_path / "project"):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def bug(what):
+    """Marks what does not hold yet; once it does, the mark must go."""
+    return pytest.mark.xfail(reason=what, strict=True)
 
 
 # ----- what runs and what stands
@@ -280,6 +294,8 @@ def test_a_manifest_names_every_artifact_with_its_hash_and_size(template):
         assert (artifact["sha256"], artifact["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
     beside = {path.name for path in folder.iterdir()} - {name.split("/")[0] for name in artifacts}
     assert beside == {"manifest.json", "notebook.ipynb", "notebook.html", "log.txt"}
+    assert f"{SFT}: done" in (folder / "log.txt").read_text()  # what cells print
+    assert "models/toy.txt" in (folder / "notebook.html").read_text()  # what they hold
 
 
 def test_a_second_run_says_that_all_stands_and_changes_no_file(project):
@@ -289,14 +305,10 @@ def test_a_second_run_says_that_all_stands_and_changes_no_file(project):
     assert files(project) == before
 
 
-def test_a_changed_parameter_reruns_its_stage_and_those_that_read_it_with_assignment_over_profile_over_default(project):
-    """On a terminal, where a bar is drawn."""
-    terminal, inside = pty.openpty()
-    ran = run_all(project, "--profile", "both", "--run", "default", "-p", "03.n_bytes=12", stderr=inside)
-    os.set_blocking(terminal, False)
-    drawn = os.read(terminal, 100_000).decode()
-    os.close(terminal), os.close(inside)
-    assert ran.returncode == 0, drawn
+def test_a_changed_parameter_reruns_its_stage_and_what_reads_it(project):
+    """An assignment wins over the profile, and the profile over the notebook's default."""
+    ran = run_all(project, "--profile", "both", "--run", "default", "-p", "03.n_bytes=12")
+    assert ran.returncode == 0
     assert fates(ran) == {
         DATA: "stands",
         SFT: "parameter rate: 0.5 -> 0.1",
@@ -306,7 +318,6 @@ def test_a_changed_parameter_reruns_its_stage_and_those_that_read_it_with_assign
     assert (parameters["rate"], parameters["n_bytes"], parameters["mode"]) == (0.1, 12, "good")
     assert (project / "outputs" / "default" / SFT / "text.txt").read_text() == "x" * 12
     assert calls(project) == ["good 0.5", "good 0.1"]
-    assert f"[2/3] {SFT}" in drawn and "Traceback" not in drawn
 
 
 def edit(file, old, new):
@@ -350,6 +361,7 @@ def test_what_no_result_depends_on_reruns_nothing(project):
 )
 def test_explain_says_why_a_stage_would_run_and_runs_nothing(project, file, old, new, stage, why):
     text = (project / file).read_text()
+    assert old in text
     (project / file).write_text(text.replace(old, new))
     before = files(project)
     ran = run_all(project, "--explain")
@@ -377,6 +389,13 @@ def test_a_deleted_artifact_makes_its_stage_stale(project, name):
     assert "is missing or was changed" in found[name.split("/")[0]]
 
 
+@bug("a manifest that is not JSON ends in a traceback")
+def test_a_damaged_manifest_makes_its_stage_stale(project):
+    (project / "outputs" / "default" / SFT / "manifest.json").write_text("{")
+    ran = run_all(project, "--explain")
+    assert ran.returncode == 0 and fates(ran)[SFT] != "stands"
+
+
 def test_a_result_that_was_only_touched_stands(project):
     for file in (project / "outputs").rglob("*.*"):
         os.utime(file, (1, 1))
@@ -402,6 +421,10 @@ def test_explain_of_a_new_run_writes_nothing(project):
 )
 def test_stages_are_chosen_by_name_or_by_the_beginning_of_it(project, arguments, chosen):
     assert list(fates(run_all(project, "--explain", *arguments))) == chosen
+
+
+def test_a_run_is_named_after_its_profile(project):
+    assert "run_all.py --run both --only" in run_all(project, "--profile", "both", "--only", "03").stderr
 
 
 def test_list_shows_stages_with_their_parameters_and_profiles(project):
@@ -447,6 +470,10 @@ def test_list_shows_stages_with_their_parameters_and_profiles(project):
         (["--run", "../fresh"], "--run '../fresh': use letters"),
         (["--run", ".fresh"], "--run '.fresh': use letters"),
         (["--run", "a b"], "--run 'a b': use letters"),
+        pytest.param(["--profile", "date"], "rate must be float", marks=bug("json.dumps knows no date")),
+        pytest.param(["--profile", "latin_1"], "latin_1.yaml: ", marks=bug("UnicodeDecodeError is not caught")),
+        pytest.param(["--until", "", "--explain"], "--until: there is no stage ''", marks=bug("taken for no --until")),
+        pytest.param(["-p", "03.rate=NaN", "--explain"], "is not JSON", marks=bug("NaN is never equal: always stale")),
         (["--only", "03"], f"make it with: python run_all.py --run fresh --only {DATA}"),
         (["--from", "09"], f"make it with: python run_all.py --run fresh --only {DATA}"),
         (["-p", "01.n=0"], f"{DATA}: n is 0; ask for one problem or more."),
@@ -485,6 +512,9 @@ def test_a_failing_cell_is_named_the_last_result_stands_and_the_same_command_goe
     assert failed.returncode == 1
     assert f"{SFT} failed in cell {TRAINING_CELL} of its notebook: RuntimeError: out of luck" in failed.stderr
     assert 'raise RuntimeError("out of luck")' in failed.stderr  # the end of the traceback
+    partial = project / "outputs" / "default" / f"{SFT}.partial"
+    for name in ("notebook.ipynb", "log.txt"):
+        assert str(partial / name) in failed.stderr and (partial / name).exists()
     assert results(project) == before
     again = run_all(project, *command)
     assert again.returncode == 0 and fates(again) == {SFT: 'parameter mode: "good" -> "fail once"'}
@@ -539,6 +569,22 @@ def test_an_interrupted_run_ends_its_children_first_and_refuses_a_second_one_bes
     assert not survivors(project) and results(project) == before
 
 
+def test_on_a_terminal_a_bar_follows_the_work_of_the_stage(project):
+    terminal, inside = pty.openpty()
+    termios.tcsetwinsize(inside, (24, 120))
+    process = start(project, "--only", "03", "-p", '03.mode="sleep"', stderr=inside)
+    at_work(project)
+    drawn = ""
+    while "training" not in drawn and select.select([terminal], [], [], 10)[0]:
+        drawn += os.read(terminal, 10_000).decode()
+    assert f"[1/1] {SFT}" in drawn and "1/2 training" in drawn
+    process.terminate()
+    process.communicate(timeout=60)
+    os.close(inside)
+    os.close(terminal)
+    assert process.returncode == 130 and all_gone(project)
+
+
 # ----- the last step: a new result takes the place of the old
 
 
@@ -556,6 +602,12 @@ def test_a_commit_killed_before_it_removed_the_old_result_keeps_the_new(project)
     (folder / f"{SFT}.old" / "manifest.json").unlink()  # it was being removed
     assert fates(run_all(project)) == STANDING
     assert results(project) == before and not (folder / f"{SFT}.old").exists()
+
+
+@bug("only the stages that are to run are recovered, not those that they read")
+def test_a_stage_whose_upstream_was_killed_in_its_commit_reads_the_recovered_result(project):
+    (project / "outputs" / "default" / SFT).rename(project / "outputs" / "default" / f"{SFT}.old")
+    assert fates(run_all(project, "--explain", "--only", "09")) == {EVALUATION: "stands"}
 
 
 # Commits "new" in place of "old" and kills itself at the n-th time that it renames or removes something.

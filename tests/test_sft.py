@@ -161,7 +161,7 @@ def test_a_tiny_model_learns_32_chains_by_heart(trained_run, chains):
 
 
 def test_an_encoder_decoder_learns(tiny_t5, chains, tmp_path):
-    config = replace(STEPS, model=str(tiny_t5), steps=40, batch_size=16, log_steps=10)
+    config = replace(STEPS, model=str(tiny_t5), steps=40, batch_size=16, log_steps=4)
     sft.train(config, chains[:16], chains[:4], tmp_path)
     losses = [row["loss"] for row in read_curve(tmp_path) if "loss" in row]
     assert losses[-1] < 0.4 * losses[0]
@@ -171,10 +171,10 @@ def test_a_run_leaves_model_curve_and_config_and_no_checkpoint(trained_run, tiny
     left = {path.name for path in trained_run.iterdir()} - {"README.md"}  # the library's model card
     assert left == {"model", "metrics.jsonl", "config.json"}
     config = sft.Config(**json.loads((trained_run / "config.json").read_text()))
-    assert (config.model, config.steps) == (str(tiny_llama), 80)
+    assert (config.model, config.steps) == (str(tiny_llama), 120)
     curve = read_curve(trained_run)
-    assert [row["step"] for row in curve if "loss" in row] == [20, 40, 60, 80]
-    assert [row["step"] for row in curve if "eval_loss" in row] == [20, 40, 60, 80]
+    assert [row["step"] for row in curve if "loss" in row] == list(range(12, 121, 12))
+    assert [row["step"] for row in curve if "eval_loss" in row] == list(range(12, 121, 12))
     for row in curve:
         learned = {"step", "loss", "learning_rate", "grad_norm", "mean_token_accuracy"}
         assert set(row) == (learned if "loss" in row else {"step", "eval_loss", "eval_mean_token_accuracy"})
@@ -232,8 +232,8 @@ def test_settings_that_cannot_work_are_refused_before_anything_runs(tiny_llama, 
 
 # --- interrupted runs ---
 
-# 20 problems in batches of 8: three steps an epoch, the last of them short, and checkpoints at 2, 4, 6, 8 and 10.
-LONG = replace(STEPS, steps=10, log_steps=2)
+# 20 problems in batches of 8: three steps an epoch, the last of them short, and checkpoints at 2, 4, ... 10 and the end.
+LONG = replace(STEPS, steps=11, log_steps=2)
 
 
 def weights(directory):
@@ -278,7 +278,7 @@ def test_a_run_repeats_to_the_bit_and_another_seed_does_not(undisturbed, tiny_ll
     assert weights(undisturbed) != weights(tmp_path / "other")
 
 
-@pytest.mark.parametrize("step, mark", [(6, True), (6, False), (2, False), (10, True)])
+@pytest.mark.parametrize("step, mark", [(6, True), (6, False), (2, False), (11, True)])
 def test_a_run_cut_off_at_a_checkpoint_ends_as_an_undisturbed_one(
     step, mark, undisturbed, tiny_llama, chains, tmp_path, monkeypatch
 ):
@@ -302,7 +302,7 @@ def test_what_was_done_before_the_cut_is_not_done_again(tiny_llama, chains, tmp_
     saved, real = [], sft.mark_complete
     monkeypatch.setattr(sft, "mark_complete", lambda checkpoint: (saved.append(checkpoint.name), real(checkpoint)))
     sft.train(config, chains[:20], chains[20:24], tmp_path)
-    assert saved == ["checkpoint-8", "checkpoint-10"]
+    assert saved == ["checkpoint-8", "checkpoint-10", "checkpoint-11"]
 
 
 @pytest.mark.parametrize("fixture, rank", [("tiny_llama", 4), ("tiny_t5", 0)])
@@ -356,6 +356,9 @@ def test_only_complete_checkpoints_count_and_their_numbers_order_them(tmp_path):
 
 
 def test_a_checkpoint_stands_at_every_tenth_at_least(tmp_path):
-    for steps, log_steps, every in ((600, 20, 60), (1200, 20, 120), (250, 20, 40), (5, 20, 20)):
+    """Where the curve has a point too, so that an interrupted run's curve goes on; a short run has a curve as well."""
+    for steps, log_steps, every in ((600, 20, 60), (1200, 20, 120), (250, 20, 40), (5, 20, 1)):
         config = replace(STEPS, steps=steps, log_steps=log_steps)
-        assert sft.trainer_arguments(config, tmp_path, torch.device("cpu"))["save_steps"] == every
+        arguments = sft.trainer_arguments(config, tmp_path, torch.device("cpu"))
+        assert arguments["save_steps"] == arguments["eval_steps"] == every
+        assert every % arguments["logging_steps"] == 0 and arguments["logging_steps"] <= steps

@@ -33,7 +33,9 @@ def pieces(tokenizer, text):
 
 
 LOOKS_SPECIAL = ["<eos>", "<pad>", "<<", ">>", "####", "#### ", "v3", " r2", "<unk>", "Ġ", "\n", "\r\n", "  "]
-text_or_special = st.one_of(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.sampled_from(LOOKS_SPECIAL))
+text_or_special = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.sampled_from(LOOKS_SPECIAL)
+)
 
 
 @settings(max_examples=300, deadline=None)

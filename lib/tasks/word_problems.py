@@ -114,7 +114,7 @@ def canonical_chain(chain: list[tuple[int, str, int, int]]) -> str:
     return f"{a}{operator}{b}" + "".join(f"{operator}{b}" for _, operator, b, _ in chain[1:])
 
 
-def generate(n: int, min_steps: int = 1, max_steps: int = 3, max_number: int = 99, seed: int = 0) -> list[Problem]:
+def generate(n: int, min_steps: int = 1, max_steps: int = 3, max_number: int = 20, seed: int = 0) -> list[Problem]:
     """`n` problems with different questions, their numbers of steps spread evenly over min_steps..max_steps."""
     if not (1 <= min_steps <= max_steps and max_number >= 10):
         raise InputError(
