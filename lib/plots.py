@@ -37,16 +37,18 @@ def problem_shapes(problems: dict[str, list]) -> object:
     figure, grid = axes(len(problems), 3, height=2.4)
     for row, (task, items) in enumerate(problems.items()):
         words, steps, answers = grid[3 * row : 3 * row + 3]
-        words.hist([len(p.question.split()) for p in items], bins=30, color=COLOURS[0])
+        lengths = Counter(len(p.question.split()) for p in items)
+        words.bar(list(lengths), list(lengths.values()), width=1.0, color=COLOURS[0])
+        words.set_xlim(0, max(lengths) + 5)
         words.set(title=task, xlabel="words in the question", ylabel="problems")
         counts = Counter(len(p.steps) for p in items)
         steps.bar(list(counts), list(counts.values()), color=COLOURS[1])
         steps.set(xlabel="steps")
-        steps.xaxis.get_major_locator().set_params(integer=True)
+        steps.set_xticks(sorted(counts))
         sizes = Counter(len(p.answer.replace(" ", "").replace(",", "")) for p in items)
         answers.bar(list(sizes), list(sizes.values()), color=COLOURS[2])
         answers.set(xlabel="characters in the answer")
-        answers.xaxis.get_major_locator().set_params(integer=True)
+        answers.set_xticks(sorted(sizes))
     return figure
 
 

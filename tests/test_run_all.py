@@ -230,11 +230,17 @@ def template(tmp_path_factory):
         (project / "notebooks" / "profiles" / f"{name}.yaml").write_text(text, encoding="latin-1")
     (project / ".gitignore").write_text("outputs\n.jupyter\n__pycache__\ncalls.txt\n")
     ours = ["git", "-c", "user.name=toy", "-c", "user.email=toy@localhost", "-c", "core.hooksPath=/dev/null"]
-    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "toy"]):
+    for command in (["init", "-q", "--template="], ["add", "."], ["commit", "-q", "-m", "toy"]):
         subprocess.run([*ours, *command], cwd=project, check=True)
     ran = run_all(project)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return project, ran
+
+
+@pytest.fixture
+def untouched(template):
+    """The toy project itself, with its results, for tests in which nothing may be written."""
+    return template[0]
 
 
 @pytest.fixture
@@ -402,11 +408,11 @@ def test_a_result_that_was_only_touched_stands(project):
     assert fates(run_all(project)) == STANDING
 
 
-def test_explain_of_a_new_run_writes_nothing(project):
-    before = files(project)
-    ran = run_all(project, "--explain", "--run", "fresh")
+def test_explain_of_a_new_run_writes_nothing(untouched):
+    before = files(untouched)
+    ran = run_all(untouched, "--explain", "--run", "fresh")
     assert ran.returncode == 0 and fates(ran)[DATA] == "it has no result yet" and len(fates(ran)) == 3
-    assert files(project) == before and not (project / "outputs" / "fresh").exists()
+    assert files(untouched) == before and not (untouched / "outputs" / "fresh").exists()
 
 
 @pytest.mark.parametrize(
@@ -419,16 +425,16 @@ def test_explain_of_a_new_run_writes_nothing(project):
         (["--from", "03", "--until", "03"], [SFT]),
     ],
 )
-def test_stages_are_chosen_by_name_or_by_the_beginning_of_it(project, arguments, chosen):
-    assert list(fates(run_all(project, "--explain", *arguments))) == chosen
+def test_stages_are_chosen_by_name_or_by_the_beginning_of_it(untouched, arguments, chosen):
+    assert list(fates(run_all(untouched, "--explain", *arguments))) == chosen
 
 
-def test_a_run_is_named_after_its_profile(project):
-    assert "run_all.py --run both --only" in run_all(project, "--profile", "both", "--only", "03").stderr
+def test_a_run_is_named_after_its_profile(untouched):
+    assert "run_all.py --run both --only" in run_all(untouched, "--profile", "both", "--only", "03").stderr
 
 
-def test_list_shows_stages_with_their_parameters_and_profiles(project):
-    ran = run_all(project, "--list")
+def test_list_shows_stages_with_their_parameters_and_profiles(untouched):
+    ran = run_all(untouched, "--list")
     lines = ran.stdout.splitlines()
     assert [line for line in lines if line in STAGES] == list(STAGES)
     assert "    rate: float = 0.5" in lines and "    label: Optional[str] = null" in lines
@@ -480,17 +486,17 @@ def test_list_shows_stages_with_their_parameters_and_profiles(project):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_sentence_and_exit_code_2_and_leaves_nothing_behind(project, arguments, says):
-    before = files(project)
-    ran = run_all(project, *([] if "--run" in arguments else ["--run", "fresh"]), *arguments)
+def test_bad_input_is_one_sentence_and_exit_code_2_and_leaves_nothing_behind(untouched, arguments, says):
+    before = files(untouched)
+    ran = run_all(untouched, *([] if "--run" in arguments else ["--run", "fresh"]), *arguments)
     assert ran.returncode == 2
     assert len(ran.stderr.splitlines()) == 1 and ran.stderr.startswith("run_all: ") and says in ran.stderr
-    assert files(project) == before and not (project / "outputs" / "fresh").exists()
+    assert files(untouched) == before and not (untouched / "outputs" / "fresh").exists()
 
 
-def test_a_value_that_fits_its_type_is_taken(project):
+def test_a_value_that_fits_its_type_is_taken(untouched):
     given = ["03.rate=2", "03.sizes=[]", "03.flag=true", '03.label="a.b=c"', "03.seeds=[1, 2]", "03.n_bytes=-1"]
-    ran = run_all(project, "--only", "03", "--explain", *[part for text in given for part in ("-p", text)])
+    ran = run_all(untouched, "--only", "03", "--explain", *[part for text in given for part in ("-p", text)])
     assert ran.returncode == 0 and fates(ran) == {SFT: "parameter rate: 0.5 -> 2"}
 
 
@@ -577,7 +583,7 @@ def test_on_a_terminal_a_bar_follows_the_work_of_the_stage(project):
     drawn = ""
     while "training" not in drawn and select.select([terminal], [], [], 10)[0]:
         drawn += os.read(terminal, 10_000).decode()
-    assert f"[1/1] {SFT}" in drawn and "1/2 training" in drawn
+    assert f"[1/1] {SFT}" in drawn and "/2 , training" in drawn
     process.terminate()
     process.communicate(timeout=60)
     os.close(inside)

@@ -43,7 +43,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{'✅' if ok else '❌'}</td><td style='text-align:left'>{escape(what)}"
+            f"<tr><td>{'✓' if ok else '✗'}</td><td style='text-align:left'>{escape(what)}"
             + (f"<br><small>{escape(why)}</small>" if why else "")
             + "</td></tr>"
             for what, ok, why in self.rows
