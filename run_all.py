@@ -227,7 +227,8 @@ def report_failure(stage: str, partial: Path, result: dict) -> None:
         print("\n".join(result["traceback"].splitlines()[-15:]), file=sys.stderr)
     print(
         f"run_all: {stage} failed in cell {result['cell']} of its notebook: {result['kind']}: {result['message']}\n"
-        f"  {'the last good result stands; ' if good else ''}see {partial / 'notebook.ipynb'} and {partial / launch.LOG}\n"
+        f"  {'the last good result stands; ' if good else ''}"
+        f"see {partial / 'notebook.ipynb'} and {partial / launch.LOG}\n"
         f"  the same command tries again, going on with work already done",
         file=sys.stderr,
     )

@@ -355,6 +355,11 @@ def test_what_no_result_depends_on_reruns_nothing(project):
     assert files(project) == before
 
 
+def test_a_new_default_reruns_nothing_where_the_value_is_assigned(project):
+    edit(project / "notebooks" / f"{SFT}.ipynb", "rate: float = 0.5", "rate: float = 0.6")
+    assert fates(run_all(project, "--explain", "-p", "03.rate=0.5")) == STANDING
+
+
 @pytest.mark.parametrize(
     "file, old, new, stage, why",
     [

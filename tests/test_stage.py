@@ -197,7 +197,8 @@ def train(config, directory):
 
 signal.alarm(60)
 s = stage.begin("03_sft", "test")
-print("found", s.memo(train, Config()), (s.memo(train, Config()) / "model.txt").read_text(), flush=True)
+found = s.memo(train, Config())
+print("found", found, (found / "model.txt").read_text(), flush=True)
 """
 
 
