@@ -50,13 +50,16 @@ def main() -> int:
             return show_list()
         stages = choose(args)
         parameters = pipeline.resolve(args.profile, args.p)
-        directory = OUTPUTS / run_name(args.run or args.profile or "default")
+        directory = OUTPUTS / run_name(args.run if args.run is not None else args.profile or "default")
         if args.explain:
             return explain(stages, parameters, directory)
         return run(stages, parameters, directory)
     except InputError as error:
         print(f"run_all: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"run_all: {error}; results already complete still stand", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("run_all: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -68,7 +71,7 @@ def interrupt(*_) -> None:
 
 
 def run_name(name: str) -> str:
-    if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
+    if not 0 < len(name) <= 100 or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
         raise InputError(f"--run {name!r}: use letters, digits, '-', '_' and '.', not starting with a '.'.")
     return name
 
@@ -76,11 +79,15 @@ def run_name(name: str) -> str:
 def choose(args) -> list[str]:
     """The stages to look at, in order."""
     names = list(STAGES)
+    if args.only and (args.first, args.last) != (None, None):
+        raise InputError("--only names the stages; it does not go with --from or --until.")
     if args.only:
         wanted = {pipeline.full_name(name, "--only") for name in args.only}
         return [name for name in names if name in wanted]
-    first = names.index(pipeline.full_name(args.first, "--from")) if args.first else 0
-    last = names.index(pipeline.full_name(args.last, "--until")) if args.last else len(names) - 1
+    first = names.index(pipeline.full_name(args.first, "--from")) if args.first is not None else 0
+    last = names.index(pipeline.full_name(args.last, "--until")) if args.last is not None else len(names) - 1
+    if first > last:
+        raise InputError(f"--from {names[first]} comes after --until {names[last]}; swap them.")
     return names[first : last + 1]
 
 
@@ -103,12 +110,14 @@ def explain(stages: list[str], parameters: dict, directory: Path) -> int:
         try:
             why = pipeline.why_stale(stage, directory / stage, pipeline.plan(stage, parameters[stage], directory))
         except InputError as error:
-            why = "" if before else str(error)
+            if not before:
+                raise
+            why = "it has no result yet" if pipeline.read_manifest(directory / stage) is None else str(error)
         if why is None and not before:
             print(f"{stage}: stands")
             continue
-        after = f"if {' or '.join(before)} gives something else" if before else ""
-        print(f"{stage}: runs ({why or after})" if why else f"{stage}: runs {after}")
+        after = f"if {' or '.join(before)} gives something else"
+        print(f"{stage}: runs ({why})" if why else f"{stage}: runs {after}")
         stale.append(stage)
     return 0
 
@@ -118,12 +127,16 @@ def run(stages: list[str], parameters: dict, directory: Path) -> int:
     import fcntl
 
     created = not directory.exists()
+    if not created and not directory.is_dir():
+        raise InputError(f"{directory} is a file; move it, or use --run NAME.")
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / ".lock", "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"Another run_all.py is at work in {directory}; wait for it, or use --run NAME.") from None
+        for stage in STAGES:
+            pipeline.recover(directory / stage)
         try:
             for number, stage in enumerate(stages, 1):
                 if not run_stage(stage, parameters[stage], directory, f"{number}/{len(stages)}"):
@@ -142,7 +155,6 @@ def run_stage(stage: str, parameters: dict, run_directory: Path, position: str) 
     """Run one stage unless its result stands. False if it failed; InputError if its input was bad."""
     directory = run_directory / stage
     partial = run_directory / f"{stage}.partial"
-    pipeline.recover(directory)
     plan = pipeline.plan(stage, parameters, run_directory)
     why = pipeline.why_stale(stage, directory, plan)
     if why is None:
@@ -157,7 +169,6 @@ def run_stage(stage: str, parameters: dict, run_directory: Path, position: str) 
     if not result["ok"]:
         report_failure(stage, partial, result)
         return False
-    to_html(partial / "notebook.ipynb")
     pipeline.commit(stage, directory, plan, started, now())
     print(f"[{position}] {stage}: done in {time.monotonic() - clock:.0f} s")
     return True
@@ -206,14 +217,14 @@ def read_json(path: Path):
 
 def outcome(partial: Path) -> dict:
     """How the notebook's process ended, whether or not it lived to say so."""
-    cell = (read_json(partial / launch.CELL) or {"cell": 0})["cell"]
+    at = read_json(partial / launch.CELL) or {"cell": 0, "line": ""}
     result = read_json(partial / launch.RESULT)
     if result is None:
         message = "its process was killed or ran into an error before it could say more"
-        return {"ok": False, "cell": cell, "kind": "Ended", "message": message, "traceback": ""}
+        return {"ok": False, **at, "kind": "Ended", "message": message, "traceback": ""}
     if result["ok"] and not (partial / FINISHED).exists():
         message = "the notebook ended without reaching its last cell's finish()"
-        return {"ok": False, "cell": cell, "kind": "Unfinished", "message": message, "traceback": ""}
+        return {"ok": False, **at, "kind": "Unfinished", "message": message, "traceback": ""}
     return result
 
 
@@ -226,20 +237,13 @@ def report_failure(stage: str, partial: Path, result: dict) -> None:
     if result["traceback"]:
         print("\n".join(result["traceback"].splitlines()[-15:]), file=sys.stderr)
     print(
-        f"run_all: {stage} failed in cell {result['cell']} of its notebook: {result['kind']}: {result['message']}\n"
+        f"run_all: {stage} failed in cell {result['cell']} of its notebook ({result['line']}): "
+        f"{result['kind']}: {result['message']}\n"
         f"  {'the last good result stands; ' if good else ''}"
         f"see {partial / 'notebook.ipynb'} and {partial / launch.LOG}\n"
         f"  the same command tries again, going on with work already done",
         file=sys.stderr,
     )
-
-
-def to_html(notebook: Path) -> None:
-    """An HTML copy beside an executed notebook, with its pictures inside."""
-    import nbconvert
-
-    html, _ = nbconvert.HTMLExporter(embed_images=True).from_filename(str(notebook))
-    notebook.with_suffix(".html").write_text(html)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,14 @@ def start_notebook(stage: str, directory: Path, parameters: dict, progress_file:
         stdout=open(directory / LOG, "a"),
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C reaches run_all.py alone, which ends its children in order
-        preexec_fn=die_with_parent,
+        preexec_fn=as_child,
     )
+
+
+def as_child() -> None:
+    """In the new process: end when we do, and hear SIGINT even where a shell had us ignore it."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop(process: subprocess.Popen) -> None:
@@ -58,23 +64,29 @@ def stop(process: subprocess.Popen) -> None:
 
 
 def run_job(job: dict) -> dict:
-    """Execute a job's notebook; {"ok": True} or {"ok": False, "cell", "kind", "message", "traceback"}."""
+    """Execute a job's notebook and make an HTML copy.
+
+    {"ok": True} or {"ok": False, "cell", "line" (the first of that cell), "kind", "message", "traceback"}
+    """
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     directory = Path(job["directory"])
-    at = {"cell": 0}
+    at = {"cell": 0, "line": ""}
 
     def on_cell_start(cell, cell_index):
-        at["cell"] = cell_index
-        write_json(directory / CELL, {"cell": cell_index})
+        at.update(cell=cell_index, line=cell["source"].strip().partition("\n")[0])
+        write_json(directory / CELL, at)
+
+    def literally(path: Path) -> str:
+        return str(path).replace("{", "{{").replace("}", "}}")  # papermill formats the paths that it is given
 
     with open(directory / LOG, "a") as log:
         try:
             papermill.execute_notebook(
-                NOTEBOOKS / f"{job['stage']}.ipynb",
-                directory / "notebook.ipynb",
+                literally(NOTEBOOKS / f"{job['stage']}.ipynb"),
+                literally(directory / "notebook.ipynb"),
                 parameters=job["parameters"],
                 kernel_name="python3",
                 cwd=NOTEBOOKS,
@@ -91,17 +103,20 @@ def run_job(job: dict) -> dict:
             )
         except PapermillExecutionError as error:
             text = "\n".join(re.sub(r"\x1b\[[0-9;]*m", "", line) for line in error.traceback)
-            return {
-                "ok": False,
-                "cell": error.cell_index,
-                "kind": error.ename,
-                "message": error.evalue,
-                "traceback": text,
-            }
+            return {"ok": False, **at, "kind": error.ename, "message": error.evalue, "traceback": text}
         except DeadKernelError:
             message = "the kernel died (killed, or out of memory)"
-            return {"ok": False, "cell": at["cell"], "kind": "DeadKernel", "message": message, "traceback": ""}
+            return {"ok": False, **at, "kind": "DeadKernel", "message": message, "traceback": ""}
+    to_html(directory / "notebook.ipynb")
     return {"ok": True}
+
+
+def to_html(notebook: Path) -> None:
+    """An HTML copy beside an executed notebook, with its pictures inside."""
+    import nbconvert
+
+    html, _ = nbconvert.HTMLExporter(embed_images=True).from_filename(str(notebook))
+    notebook.with_suffix(".html").write_text(html)
 
 
 def main() -> None:

@@ -46,7 +46,11 @@ PACKAGES = (
 # ----- notebooks and parameters
 def cells(stage: str) -> list[dict]:
     """The code cells of a stage's notebook, each {"source", "tags"}."""
-    notebook = json.loads((NOTEBOOKS / f"{stage}.ipynb").read_text())
+    file = NOTEBOOKS / f"{stage}.ipynb"
+    try:
+        notebook = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read the notebook {file} ({error}); restore it.") from None
     return [
         {"source": "".join(cell["source"]), "tags": set(cell["metadata"].get("tags", []))}
         for cell in notebook["cells"]
@@ -84,7 +88,7 @@ def set_parameter(parameters: dict, stage: str, name: str, value: object, where:
     if name not in known:
         raise InputError(f"{where}: {stage} has no parameter {name!r}; it has {', '.join(known)}.")
     if not fits(value, known[name]):
-        raise InputError(f"{where}: {stage}.{name} must be {known[name]}, not {json.dumps(value)}.")
+        raise InputError(f"{where}: {stage}.{name} must be {known[name]}, not {json.dumps(value, default=str)}.")
     parameters[stage][name] = value
 
 
@@ -103,13 +107,18 @@ def resolve(profile: str | None, assignments: list[str]) -> dict[str, dict]:
             raise InputError(f"-p {text}: expected stage.name=JSON, such as 03_sft.steps=300.")
         stage, name, value = match.groups()
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
+            value = json.loads(value, parse_constant=refuse)
+        except ValueError:
             raise InputError(
                 f"-p {text}: {value!r} is not JSON; a text needs quotes: -p '{stage}.{name}=\"text\"'."
             ) from None
         set_parameter(parameters, full_name(stage, f"-p {text}"), name, value, f"-p {text}")
     return parameters
+
+
+def refuse(name: str):
+    """NaN and Infinity are Python's, not JSON; and as a parameter, NaN would never equal itself."""
+    raise ValueError(name)
 
 
 def read_profile(name: str | None) -> dict:
@@ -124,7 +133,7 @@ def read_profile(name: str | None) -> dict:
         raise InputError(f"There is no profile {name!r}; the profiles are {known}.")
     try:
         content = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: not valid YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected stages with their parameters, found a {type(content).__name__}.")
@@ -141,9 +150,11 @@ def full_name(stage: str, where: str) -> str:
 
 # ----- plan, manifest, commit
 def read_manifest(directory: Path) -> dict | None:
-    """A finished stage's manifest, or None."""
-    file = directory / "manifest.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    """A finished stage's manifest; None where there is none, or none that can be read."""
+    try:
+        return json.loads((directory / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def plan(stage: str, parameters: dict, run_directory: Path) -> dict:
@@ -156,15 +167,15 @@ def plan(stage: str, parameters: dict, run_directory: Path) -> dict:
         if manifest is None and "(" not in name:
             raise InputError(
                 f"{stage} reads {name}, which this run does not have yet; "
-                f"make it with: python run_all.py --run {run_directory.name} --only {name}"
+                f"make it with: python run_all.py --run {run_directory.name} --only {name} "
+                "(and the run's --profile, if it has one)"
             )
         inputs[name.strip("()")] = manifest and data_digest(manifest["artifacts"])
-    return {
-        "cells": sources.code_hash("\n".join(code)),
-        "sources": sources.of_cells(code),
-        "parameters": parameters,
-        "inputs": inputs,
-    }
+    try:
+        cells_hash, imported = sources.code_hash("\n".join(code)), sources.of_cells(code)
+    except SyntaxError as error:
+        raise InputError(f"{stage}, or a module it imports, is not Python: {error}; mend it.") from None
+    return {"cells": cells_hash, "sources": imported, "parameters": parameters, "inputs": inputs}
 
 
 def data_digest(artifacts: dict) -> str:

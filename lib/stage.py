@@ -27,7 +27,7 @@ from lib.errors import InputError
 from lib.problems import Problem
 
 ROOT = Path(__file__).parents[1]
-OUTPUTS = Path(os.environ.get("WORKBENCH_OUTPUTS", ROOT / "outputs"))
+OUTPUTS = Path(os.environ.get("WORKBENCH_OUTPUTS", ROOT / "outputs")).resolve()
 DATA = ROOT / "data"
 DIRECTORY_VARIABLE = "WORKBENCH_STAGE_DIR"  # set by the pipeline: where its notebook writes
 FINISHED = "finished.json"
@@ -46,7 +46,7 @@ class Stage:
         if not (directory / "manifest.json").exists():
             raise InputError(
                 f"{self.name} reads {directory}, which is not there; make it with: "
-                f"python run_all.py --run {self.run} --only {name}"
+                f"python run_all.py --run {self.run} --only {name} (and the run's --profile, if it has one)"
             )
         return directory
 
@@ -99,15 +99,16 @@ class Stage:
         return sources.digest([asdict(item) for item in value])
 
     def publish(self, source: Path, name: str) -> Path:
-        """Make `source` (a file or folder of the memo) the artifact `name`: linked where the disk can, else copied."""
+        """Copy `source` (a file or folder of the memo) to the artifact `name`: no edit of it reaches the memo."""
         target = self.path(name)
         if target.is_dir():
             shutil.rmtree(target)
-        target.unlink(missing_ok=True) if not target.is_dir() else None
-        if source.is_dir():
-            shutil.copytree(source, target, copy_function=link_or_copy)
         else:
-            link_or_copy(source, target)
+            target.unlink(missing_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy2(source, target)
         return target
 
     def finish(self, **metrics) -> None:
@@ -155,14 +156,6 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """A hard link where source and target share a disk, else a copy."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def sync(directory: Path) -> None:

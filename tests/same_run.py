@@ -1,4 +1,4 @@
-"""Are two runs the same to the bit, timings apart? `python -m tests.same_run outputs/a outputs/b` says where they differ."""
+"""Are two runs the same, timings apart? `python -m tests.same_run outputs/a outputs/b` says where they differ."""
 
 import json
 import sys

@@ -284,7 +284,6 @@ def test_under_the_pipeline_a_stage_writes_where_it_is_told_and_says_that_it_fin
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.xfail(reason="a relative path means another folder to the kernel, which works in notebooks/", strict=True)
 def test_a_folder_for_outputs_named_relatively_is_the_same_wherever_a_process_works(tmp_path):
     code = "import os; from lib import stage; os.chdir('/'); print(stage.OUTPUTS.absolute())"
     mine = {**environment(tmp_path), "WORKBENCH_OUTPUTS": "out"}
@@ -314,7 +313,7 @@ def test_upstream_is_the_directory_of_a_finished_stage(s):
 def test_upstream_that_is_missing_or_unfinished_is_one_sentence_with_the_command_that_makes_it(s):
     for unfinished in ("01_data_inspection.live", "01_data_inspection.partial", "01_data_inspection"):
         (s.run_directory / unfinished).mkdir(parents=True)
-        with pytest.raises(InputError, match="python run_all.py --run test --only 01_data_inspection$") as caught:
+        with pytest.raises(InputError, match="python run_all.py --run test --only 01_data_inspection ") as caught:
             s.upstream("01_data_inspection")
         assert "03_sft reads" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -347,12 +346,12 @@ def fill(folder, **files):
     return folder
 
 
-def test_publish_links_files_and_folders_instead_of_copying_them(s, tmp_path):
+def test_publish_copies_files_and_folders(s, tmp_path):
     source = fill(tmp_path / "outputs" / "model" / "deep", a="A").parent
     file = s.publish(source / "deep" / "a", "models/a")
     folder = s.publish(source, "models/cot")
     assert file == s.directory / "models" / "a" and tree(folder) == {"deep/a": "A"}
-    assert file.samefile(source / "deep" / "a") and (folder / "deep" / "a").samefile(source / "deep" / "a")
+    assert file.read_text() == "A" and tree(source) == {"deep/a": "A"}
 
 
 def test_publish_replaces_what_had_the_name_and_leaves_the_older_source_alone(s, tmp_path):
@@ -369,20 +368,6 @@ def test_publish_replaces_what_had_the_name_and_leaves_the_older_source_alone(s,
     assert tree(old) == {"a": "old", "b": "old"} and tree(new) == {"a": "new"}
 
 
-def test_publish_copies_where_the_disk_cannot_link(s, tmp_path):
-    memory = Path("/dev/shm")
-    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("no second disk at hand")
-    source = memory / f"workbench-test-{os.getpid()}"
-    try:
-        fill(source, a="A")
-        assert tree(s.publish(source, "models/cot")) == {"a": "A"}
-    finally:
-        (source / "a").unlink()
-        source.rmdir()
-
-
-@pytest.mark.xfail(reason="a link shares the bytes: what is written into it is written into the memo", strict=True)
 def test_an_artifact_changed_in_place_does_not_change_the_memo_it_was_published_from(s, tmp_path):
     source = fill(tmp_path / "outputs" / "memo", a="A")
     s.publish(source, "models/cot")
