@@ -44,7 +44,7 @@ def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
     share = correct / n
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))  # rounding never parts them
 
 
 def paired_difference(a: list[bool], b: list[bool], z: float = 1.96) -> tuple[float, float, float]:

@@ -38,6 +38,8 @@ def pick_device(device: str = "auto"):
         picked = torch.device(device)
     except RuntimeError:
         raise InputError(f"Unknown device {device!r}; use auto, cpu or cuda.") from None
+    if picked.type not in ("cpu", "cuda"):
+        raise InputError(f"Unknown device {device!r}; use auto, cpu or cuda.")
     if picked.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"Device {device!r} was asked for, but PyTorch sees no GPU; use device auto or cpu.")
     return picked
@@ -94,7 +96,7 @@ def load_tokenizer(name: str):
         raise InputError(f"{name}: a model directory without a tokenizer; save its tokenizer there too.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the library raises many kinds for a broken file
         raise not_found(name, error) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -131,9 +133,11 @@ def load_model(name: str, tokenizer=None, dtype: str = "float32", device: str = 
     try:
         config = AutoConfig.from_pretrained(name)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = kind.from_pretrained(name, dtype=precision)
-    except (OSError, ValueError) as error:
+        model, report = kind.from_pretrained(name, dtype=precision, output_loading_info=True)
+    except Exception as error:  # the libraries raise many kinds for a broken file
         raise not_found(name, error) from None
+    if missing := sorted(report["missing_keys"]):  # the library would fill them with random numbers
+        raise InputError(f"{name}: {len(missing)} weights are missing, {missing[0]} first; its config asks for them.")
     return model.to(place), tokenizer
 
 
@@ -151,12 +155,22 @@ def load_adapter(path: Path, dtype: str, device: str):
     """(model, tokenizer): the LoRA adapter saved at `path` on the base model that it names."""
     from peft import PeftConfig, PeftModel
 
-    base, tokenizer = load_model(PeftConfig.from_pretrained(str(path)).base_model_name_or_path, None, dtype, device)
+    try:
+        named = str(Path(PeftConfig.from_pretrained(str(path)).base_model_name_or_path))
+    except Exception as error:  # the library raises many kinds for a broken file
+        raise not_found(str(path), error) from None
+    try:
+        base, tokenizer = load_model(named, None, dtype, device)
+    except InputError as error:
+        raise InputError(f"The adapter {path} needs its base model: {error}") from None
     if (path / "tokenizer_config.json").exists():
         tokenizer = load_tokenizer(str(path))
     if len(tokenizer) > base.get_input_embeddings().num_embeddings:
         base.resize_token_embeddings(len(tokenizer))
-    return PeftModel.from_pretrained(base, str(path)), tokenizer
+    try:
+        return PeftModel.from_pretrained(base, str(path)), tokenizer
+    except Exception as error:  # as above
+        raise not_found(str(path), error) from None
 
 
 def lora_config(model, rank: int, alpha: int | None = None):
@@ -179,7 +193,7 @@ def add_special_tokens(model, tokenizer, tokens: list[str]) -> list[int]:
     import torch
 
     old = model.get_input_embeddings().num_embeddings
-    tokenizer.add_special_tokens({"additional_special_tokens": tokens}, replace_additional_special_tokens=False)
+    tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
     ids = tokenizer.convert_tokens_to_ids(tokens)
     if len(tokenizer) > old:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -39,7 +39,7 @@ def problem_shapes(problems: dict[str, list]) -> object:
         words, steps, answers = grid[3 * row : 3 * row + 3]
         lengths = Counter(len(p.question.split()) for p in items)
         words.bar(list(lengths), list(lengths.values()), width=1.0, color=COLOURS[0])
-        words.set_xlim(0, max(lengths) + 5)
+        words.set_xlim(0, max(lengths, default=0) + 5)
         words.set(title=task, xlabel="words in the question", ylabel="problems")
         counts = Counter(len(p.steps) for p in items)
         steps.bar(list(counts), list(counts.values()), color=COLOURS[1])

@@ -35,7 +35,7 @@ class Config:
 
     model: str = "llama_tiny"
     style: str = "cot"
-    steps: int = 1000
+    steps: int = 700
     batch_size: int = 32
     accumulation: int = 1
     learning_rate: float = 1e-3
@@ -164,6 +164,7 @@ def make_trainer(config: Config, model, tokenizer, train, valid, out_dir: Path):
             eval_dataset=valid,
             processing_class=tokenizer,
             data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+            compute_loss_func=mean_loss,
         )
     else:
         from trl import SFTConfig, SFTTrainer
@@ -186,6 +187,14 @@ def make_trainer(config: Config, model, tokenizer, train, valid, out_dir: Path):
     return trainer
 
 
+def mean_loss(outputs, labels, num_items_in_batch=None):
+    """Mean negative log-likelihood over the labels of the whole (accumulated) batch; T5's own mean is one of means."""
+    from torch.nn.functional import cross_entropy
+
+    total = cross_entropy(outputs.logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+    return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
 def callbacks(label: str, total: int):
     """A trainer callback that moves the progress bar and marks each finished checkpoint."""
     from transformers import TrainerCallback
@@ -197,6 +206,8 @@ def callbacks(label: str, total: int):
 
         def on_step_end(self, args, state, control, **kwargs):
             self.bar.update(loss=self.loss)
+            if state.global_step >= state.max_steps:
+                control.should_save = False  # the model itself is saved next; resuming here would take a step too many
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             self.loss = f"{logs['loss']:.3f}" if "loss" in logs else self.loss

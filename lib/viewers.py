@@ -37,14 +37,17 @@ def solution(problem: Problem, text: str | None = None) -> Html:
     body, marker, rest = text.rpartition(answers.MARKER) if answers.MARKER in text else (text, "", "")
     checked = iter(answers.check_steps(problem, text))
 
-    def mark(step: answers.Step) -> str:
-        return badge(step.text, GOOD if step.ok else BAD, step.reason or "holds")
+    def mark(step: answers.Step, text: str) -> str:
+        return badge(text, GOOD if step.ok else BAD, step.reason or "holds")
 
     if problem.meta.get("exact_steps"):  # each line is a step
-        shown = "".join(f"{mark(step)}\n" for step in checked)
+        shown = "".join(f"{mark(step, step.text)}\n" for step in checked)
     else:  # each annotation is one
-        between = answers.ANNOTATION.split(body)[:: answers.ANNOTATION.groups + 1]
-        shown = escape(between[0]) + "".join(mark(next(checked)) + escape(part) for part in between[1:])
+        shown, at = "", 0
+        for found in answers.ANNOTATION.finditer(body):
+            shown += escape(body[at : found.start()]) + mark(next(checked), found[0])
+            at = found.end()
+        shown += escape(body[at:])
     if marker:
         right = answers.is_correct(problem, text)
         shown += badge((marker + rest).strip(), GOOD if right else BAD, f"the answer is {problem.answer}")
@@ -132,7 +135,7 @@ def error_browser(items: list[dict]) -> Html:
 
     items  [{"question", "solution", "outputs": {name: {"text", "correct"}}}], each with the same names
     """
-    data = json.dumps(items).replace("</", "<\\/")
+    data = json.dumps(items).replace("<", "\\u003c")
     page = BROWSER.replace("PLAIN", PLAIN).replace("GOOD", GOOD).replace("BAD", BAD)
     return Html(page.replace("ITEMS", data))
 

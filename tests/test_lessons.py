@@ -30,7 +30,11 @@ def lenient(monkeypatch):
 def cells(path):
     """(source, tags) of the code cells."""
     found = json.loads(path.read_text())["cells"]
-    return [("".join(c["source"]), c["metadata"].get("tags", [])) for c in found if c["cell_type"] == "code"]
+    return [
+        (re.sub(r"(?m)^%.*$", "", "".join(c["source"])), c["metadata"].get("tags", []))
+        for c in found
+        if c["cell_type"] == "code"
+    ]
 
 
 def imported(path):

@@ -23,7 +23,7 @@ def read(path):
 
 
 def source(cell):
-    return "".join(cell["source"])
+    return re.sub(r"(?m)^%.*$", "", "".join(cell["source"]))  # without Jupyter's own commands
 
 
 def tags(cell):

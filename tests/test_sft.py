@@ -284,7 +284,7 @@ def test_a_run_repeats_to_the_bit_and_another_seed_does_not(undisturbed, tiny_ll
     assert weights(undisturbed) != weights(tmp_path / "other")
 
 
-@pytest.mark.parametrize("step, mark", [(6, True), (6, False), (2, False), (11, True)])
+@pytest.mark.parametrize("step, mark", [(6, True), (6, False), (2, False), (10, True)])
 def test_a_run_cut_off_at_a_checkpoint_ends_as_an_undisturbed_one(
     step, mark, undisturbed, tiny_llama, chains, tmp_path, monkeypatch
 ):
@@ -308,7 +308,7 @@ def test_what_was_done_before_the_cut_is_not_done_again(tiny_llama, chains, tmp_
     saved, real = [], sft.mark_complete
     monkeypatch.setattr(sft, "mark_complete", lambda checkpoint: (saved.append(checkpoint.name), real(checkpoint)))
     sft.train(config, chains[:20], chains[20:24], tmp_path)
-    assert saved == ["checkpoint-8", "checkpoint-10", "checkpoint-11"]
+    assert saved == ["checkpoint-8", "checkpoint-10"]
 
 
 @pytest.mark.parametrize("fixture, rank", [("tiny_llama", 4), ("tiny_t5", 0)])

@@ -10,13 +10,10 @@ from lib.tasks import word_problems
 
 def split_is_stable(split_of):
     """The same text always goes to the same split, also in another session."""
-    names = {"12+30": "train", "7*8": split_of("7*8")}
-    for text in names:
+    names = getattr(getattr(split_of, "__code__", None), "co_names", ())
+    assert "hash" not in names, "Python's hash() of a text differs from session to session; hashlib's functions do not"
+    for text in [f"{a}+{b}" for a in range(2, 12) for b in range(12, 22)]:
         assert split_of(text) == split_of(text), f"{text!r} went to two splits: is there something random in it?"
-    pinned = "".join(split_of(f"{a}+{b}")[0] for a in range(2, 12) for b in range(12, 22))
-    assert pinned == "".join(split_of(f"{a}+{b}")[0] for a in range(2, 12) for b in range(12, 22)), (
-        "it changed its mind"
-    )
 
 
 def split_has_the_shares(split_of):

@@ -9,19 +9,19 @@ PROMPT, COMPLETION, EOS = [11, 12, 13], [21, 22], 1
 
 def labels_have_the_length(labels):
     """There is one label for each token of prompt, completion and EOS."""
-    found = list(labels(PROMPT, COMPLETION, EOS))
+    found = list(labels(list(PROMPT), list(COMPLETION), EOS))
     assert len(found) == 6, f"3 + 2 + 1 tokens want 6 labels, found {len(found)}: {found}"
 
 
 def labels_skip_the_prompt(labels):
     """No loss is taken on the prompt: its labels are -100."""
-    found = list(labels(PROMPT, COMPLETION, EOS))
+    found = list(labels(list(PROMPT), list(COMPLETION), EOS))
     assert found[:3] == [-100] * 3, f"the first three labels are {found[:3]}: the model would learn to write questions"
 
 
 def labels_end_with_eos(labels):
     """The completion and EOS are learned; without EOS a model never stops."""
-    found = list(labels(PROMPT, COMPLETION, EOS))
+    found = list(labels(list(PROMPT), list(COMPLETION), EOS))
     assert found[-1] == EOS, f"the last label is {found[-1]}, not EOS = {EOS}: a model taught so runs on for ever"
     assert found[3:5] == COMPLETION, f"the completion's labels are {found[3:5]}, not {COMPLETION}"
 
