@@ -229,12 +229,18 @@ def mark_complete(checkpoint: Path) -> None:
     (checkpoint / "complete").touch()
 
 
+def discard(checkpoint: Path) -> None:
+    """Delete a checkpoint, its mark first: cut off halfway, it must not pass for complete."""
+    (checkpoint / "complete").unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
 def last_checkpoint(out_dir: Path) -> Path | None:
     """The newest complete checkpoint of an interrupted run; incomplete ones are deleted."""
     found = sorted(out_dir.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
     for path in found:
         if not (path / "complete").exists():
-            shutil.rmtree(path)
+            discard(path)
     complete = [path for path in found if path.exists()]
     return complete[-1] if complete else None
 
@@ -268,7 +274,7 @@ def train(config: Config, train: list[Problem], valid: list[Problem], out_dir: s
     write_jsonl(out_dir / "metrics.jsonl", curve(trainer.state.log_history))
     (out_dir / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
     for path in out_dir.glob("checkpoint-*"):
-        shutil.rmtree(path)
+        discard(path)
 
 
 def curve(history: list[dict]) -> list[dict]:

@@ -300,6 +300,23 @@ def test_a_run_cut_off_at_a_checkpoint_ends_as_an_undisturbed_one(
     same_end(undisturbed, tmp_path)
 
 
+def test_a_checkpoint_cut_off_while_it_is_deleted_does_not_pass_for_complete(tmp_path, monkeypatch):
+    """Deleting begins with the mark, whatever order the files then go in."""
+    checkpoint = tmp_path / "checkpoint-4"
+    checkpoint.mkdir()
+    for name in ("optimizer.pt", "complete"):
+        (checkpoint / name).touch()
+
+    def killed(path):
+        (path / "optimizer.pt").unlink()
+        raise Cut
+
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(sft.shutil, "rmtree", killed)
+        sft.discard(checkpoint)
+    assert sft.last_checkpoint(tmp_path) is None and not checkpoint.exists()
+
+
 def test_what_was_done_before_the_cut_is_not_done_again(tiny_llama, chains, tmp_path, monkeypatch):
     config = replace(LONG, model=str(tiny_llama))
     with monkeypatch.context() as patch, pytest.raises(Cut):
