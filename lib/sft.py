@@ -35,7 +35,7 @@ class Config:
 
     model: str = "llama_tiny"
     style: str = "cot"
-    steps: int = 700
+    steps: int = 800
     batch_size: int = 32
     accumulation: int = 1
     learning_rate: float = 1e-3

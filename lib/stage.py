@@ -116,7 +116,7 @@ class Stage:
         write_json(self.path("metrics.json"), metrics)
         if not self.live:
             write_json(self.path(FINISHED), True)
-        print(f"{self.name}: done; artifacts are in {self.directory}")
+        print(f"{self.name}: done" + (f"; artifacts are in {self.directory}" if self.live else ""))
 
 
 def begin(name: str, run: str = "default") -> Stage:
