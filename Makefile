@@ -27,7 +27,7 @@ bench: .venv/ready          ## speeds as ratios to stated baselines, in outputs/
 
 .venv/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet "$$(grep -o 'torch==[0-9.]*' pyproject.toml)"
 	$(BIN)/python -m pip install --quiet -e ".[all]"
 	touch $@
 

@@ -125,6 +125,10 @@ def explain(stages: list[str], parameters: dict, directory: Path) -> int:
 def run(stages: list[str], parameters: dict, directory: Path) -> int:
     """Run the stages that need it; 0 if all went well, 1 at the first that failed."""
     import fcntl
+    from importlib.util import find_spec
+
+    if find_spec("papermill") is None:
+        raise InputError("papermill is not installed for this Python; use .venv/bin/python, which `make` sets up.")
 
     created = not directory.exists()
     if not created and not directory.is_dir():
@@ -196,14 +200,14 @@ def watch(process, progress_file: Path, cell_file: Path, title: str) -> None:
         return
     from tqdm import tqdm
 
-    with tqdm(desc=title, leave=False, bar_format="{desc} {bar:20} {n_fmt}/{total_fmt} {postfix}", total=1) as bar:
+    with tqdm(desc=title, leave=False, bar_format="{desc} {bar:20} {n_fmt}/{total_fmt}", total=1) as bar:
         while process.poll() is None:
             state = read_json(progress_file)
             if state and state["done"] < state["total"]:
                 bar.total, bar.n = state["total"], state["done"]
-                bar.set_postfix_str(f"{state['label']} {state['note']}")
+                bar.set_description_str(f"{title} {state['label']} {state['note']}")
             elif cell := read_json(cell_file):
-                bar.set_postfix_str(f"cell {cell['cell']}")
+                bar.set_description_str(f"{title} cell {cell['cell']}")
             time.sleep(0.3)
 
 

@@ -16,7 +16,8 @@ MARKER = "####"
 ANNOTATION = re.compile(r"<<([^\n]{0,80}?)>>")
 # A sign may stand before or after a currency sign; a fraction is two whole numbers. `%` and a final stop are dropped.
 NUMBER = re.compile(rf"([-+−]?) ?[$€£]? ?([-+−]?)({calculator.NUMBER})(?: ?/ ?([0-9]{{1,15}}))?")
-MORE = re.compile(r"\s*[0-9]|[.,][0-9]|[eE][-+]?[0-9]|\s*/\s*[-+0-9]")  # what may not follow: it is another number
+# What may not follow a number: another one, or an operator with one (5-3 is no answer, it is a task).
+MORE = re.compile(r"\s*[0-9]|[.,][0-9]|[eE][-+]?[0-9]|\s*[-+*/^:=×÷−x]\s*[-+(0-9]")
 TRUTHS = {"true": "true", "yes": "true", "false": "false", "no": "false"}
 
 
@@ -136,6 +137,8 @@ def is_verified(problem: Problem, text: str) -> bool:
 def inspect(problem: Problem) -> dict:
     """What can be said of a problem's own solution: is its answer readable, and which annotations hold?
 
+    An answer counts as extracted where it is a number or a truth value; text counts only where the problem expects it
+    (`meta["answer_kind"] == "text"`, or steps of one right form, as with digits written apart).
     {"problem": id, "answer_extracted", "annotations": [{"annotation", "evaluated", "agrees", "reason"}]}
     """
     answer = extract(f"{MARKER} {problem.answer}")
@@ -144,5 +147,6 @@ def inspect(problem: Problem) -> dict:
         step = check_annotation(expression, stated)
         evaluated = calculator.evaluate(expression).value is not None
         found.append({"annotation": step.text, "evaluated": evaluated, "agrees": step.ok, "reason": step.reason})
-    readable = answer is not None and same(problem.answer, answer)
+    text_expected = problem.meta.get("answer_kind") == "text" or problem.meta.get("exact_steps", False)
+    readable = answer is not None and (number(answer) is not None or truth(answer) is not None or text_expected)
     return {"problem": problem.id, "answer_extracted": readable, "annotations": found}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib import answers, prompts
+from lib.errors import InputError
 from lib.generation import generate
 from lib.models import load_model
 from lib.problems import Problem, write_jsonl
@@ -62,6 +63,8 @@ def evaluate(config: Config, problems: list[Problem], model_dir: str | Path, out
     predictions.jsonl  one line a problem: problem, text, correct, steps_hold, answered, tokens, seconds
     timing.json        problems_per_second (batched), seconds_per_problem_batch1 (median, one at a time)
     """
+    if not problems:
+        raise InputError("There is no problem to ask; give test problems, and n_test of at least 1.")
     model, tokenizer = load_model(str(model_dir), dtype=config.dtype, device=config.device)
     asked = [prompts.prompt(p) for p in problems]
     found = generate(model, tokenizer, asked, config.max_new_tokens, batch_size=config.batch_size)
@@ -88,6 +91,15 @@ def evaluate(config: Config, problems: list[Problem], model_dir: str | Path, out
         "seconds_per_problem_batch1": statistics.median(g.seconds for g in single) if single else None,
     }
     (Path(out_dir) / "timing.json").write_text(json.dumps(timing) + "\n")
+
+
+def merge(stages: list[Path]) -> tuple[list[dict], list[dict]]:
+    """(rows, predictions) of every stage that has some, in order. Raises InputError if none has."""
+    stages = [stage for stage in stages if (stage / "rows.jsonl").exists()]
+    if not stages:
+        raise InputError("This run has no results to show yet; make some first: python run_all.py --until 03.")
+    rows = [row for stage in stages for row in read_rows(stage / "rows.jsonl")]
+    return rows, [row for stage in stages for row in read_rows(stage / "predictions.jsonl")]
 
 
 def read_rows(path: str | Path) -> list[dict]:
@@ -184,14 +196,14 @@ def origin(stages: list[Path]) -> list[dict]:
     rows = []
     for directory in stages:
         manifest = json.loads((directory / "manifest.json").read_text())
-        machine, packages = manifest["machine"], manifest["packages"]
+        packages = manifest["packages"]
         rows.append(
             {
                 "stage": manifest["stage"],
                 "commit": (manifest["code"]["commit"] or "unknown")[:10] + ("+" if manifest["code"]["changed"] else ""),
                 "started": manifest["started"],
                 "ended": manifest["ended"],
-                "device": machine["gpu"] or f"CPU {machine['processor']}, {machine['cores']} cores",
+                "device": json.loads((directory / "metrics.json").read_text()).get("device"),
                 "packages": f"torch {packages['torch']}, transformers {packages['transformers']}",
             }
         )

@@ -68,7 +68,7 @@ def generate(
 def _generate_batch(model, tokenizer, prompts: list[str], max_new_tokens: int, sampling: dict) -> list[list[int]]:
     """The new token ids of each row (batch, up to max_new_tokens), padding behind the end included."""
     side = tokenizer.padding_side
-    tokenizer.padding_side = "left"
+    tokenizer.padding_side = "right" if model.config.is_encoder_decoder else "left"
     try:
         batch = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
     finally:

@@ -4,6 +4,8 @@ Knows no problem and no method. Everything that decides how a model comes to be 
 adapters, special tokens, the seed.
 """
 
+import os
+import platform
 import random
 from pathlib import Path
 
@@ -45,6 +47,16 @@ def pick_device(device: str = "auto"):
     return picked
 
 
+def device_name(device: str = "auto") -> str:
+    """What a device is called: the GPU's name, or the CPU's kind and cores."""
+    import torch
+
+    picked = pick_device(device)
+    if picked.type == "cuda":
+        return torch.cuda.get_device_name(picked)
+    return f"CPU {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
 def pick_dtype(dtype: str):
     """The torch dtype of a name: float32, bfloat16 or float16."""
     import torch
@@ -69,7 +81,7 @@ def from_scratch(preset: str, tokenizer):
             num_attention_heads=heads,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
-            initializer_range=width**-0.5,  # the library's 0.02 suits widths near 2,500; here it learns half as fast
+            initializer_range=width**-0.5,  # the library's 0.02 suits widths near 2,500
             bos_token_id=None,
             **ids,
         )

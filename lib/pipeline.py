@@ -17,7 +17,7 @@ from pathlib import Path
 from lib import sources
 from lib.errors import InputError
 from lib.launch import CELL, LOG, NOTEBOOKS, RESULT
-from lib.stage import FINISHED, ROOT, file_hash, sync, write_json
+from lib.stage import DATA, FINISHED, ROOT, data_digest, file_hash, sync, write_json
 
 PROFILES = NOTEBOOKS / "profiles"
 # Each stage with the stages it reads; those in brackets are read where they exist.
@@ -28,7 +28,7 @@ STAGES: dict[str, list[str]] = {
 }
 ASIDE_TAGS = {"exercise", "check", "break-it"}  # cells for the reader; they make no artifact
 BOOKKEEPING = {"manifest.json", RESULT, CELL, LOG, FINISHED, "job.json", "notebook.ipynb", "notebook.html"}
-FOR_EYES = {".png", ".html", ".svg", ".ipynb"}  # no stage computes with these, so a new colour makes none stale
+PLAN = {"cells", "sources", "parameters", "files", "inputs"}
 PACKAGES = (
     "torch",
     "transformers",
@@ -87,6 +87,8 @@ def set_parameter(parameters: dict, stage: str, name: str, value: object, where:
     known = {key: kind for key, (_, kind) in defaults(stage).items() if key != "run"}
     if name not in known:
         raise InputError(f"{where}: {stage} has no parameter {name!r}; it has {', '.join(known)}.")
+    if value == []:
+        raise InputError(f"{where}: {stage}.{name} must not be empty.")
     if not fits(value, known[name]):
         raise InputError(f"{where}: {stage}.{name} must be {known[name]}, not {json.dumps(value, default=str)}.")
     parameters[stage][name] = value
@@ -152,8 +154,9 @@ def full_name(stage: str, where: str) -> str:
 def read_manifest(directory: Path) -> dict | None:
     """A finished stage's manifest; None where there is none, or none that can be read."""
     try:
-        return json.loads((directory / "manifest.json").read_text())
-    except (OSError, ValueError):
+        manifest = json.loads((directory / "manifest.json").read_text())
+        return manifest if set(manifest["plan"]) == PLAN else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -175,12 +178,20 @@ def plan(stage: str, parameters: dict, run_directory: Path) -> dict:
         cells_hash, imported = sources.code_hash("\n".join(code)), sources.of_cells(code)
     except SyntaxError as error:
         raise InputError(f"{stage}, or a module it imports, is not Python: {error}; mend it.") from None
-    return {"cells": cells_hash, "sources": imported, "parameters": parameters, "inputs": inputs}
+    files = files_named(parameters)
+    return {"cells": cells_hash, "sources": imported, "parameters": parameters, "files": files, "inputs": inputs}
 
 
-def data_digest(artifacts: dict) -> str:
-    """One hash over the artifacts that another stage can compute with."""
-    return sources.digest({name: a["sha256"] for name, a in artifacts.items() if Path(name).suffix not in FOR_EYES})
+def files_named(parameters: dict) -> dict:
+    """{parameter: [(file, bytes, time)]} for every text that names a file or folder of the project or of data/."""
+    found = {}
+    for name, value in parameters.items():
+        for place in (ROOT / value, DATA / value) if isinstance(value, str) and value else ():
+            files = sorted(place.rglob("*")) if place.is_dir() else [place] if place.is_file() else []
+            stats = [(str(file), file.stat()) for file in files if file.is_file()]
+            if stats:
+                found[name] = [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+    return found
 
 
 def why_stale(stage: str, directory: Path, new: dict) -> str | None:
@@ -197,6 +208,8 @@ def why_stale(stage: str, directory: Path, new: dict) -> str | None:
     for name in sorted(set(old["sources"]) | set(new["sources"])):
         if old["sources"].get(name) != new["sources"].get(name):
             return f"{name} changed"
+    if old["files"] != new["files"]:
+        return "a file that its parameters name changed"
     if old["cells"] != new["cells"]:
         return "the notebook's code changed"
     for name in new["inputs"]:

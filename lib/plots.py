@@ -56,7 +56,8 @@ def last_digits(splits: dict[str, list]) -> object:
     """The share of each last digit among the answers of every split: a split by a poor hash shows here at once."""
     figure, (ax,) = axes(width=6.5)
     for i, (name, items) in enumerate(splits.items()):
-        digits = Counter(p.answer[-1] for p in items if p.answer[-1:].isdigit())
+        lasts = [p.answer[0] if " " in p.answer else p.answer[-1] for p in items]  # digits apart stand reversed
+        digits = Counter(digit for digit in lasts if digit.isdigit())
         total = sum(digits.values()) or 1
         places, shares = [d + (i - 1) * 0.27 for d in range(10)], [digits[str(d)] / total for d in range(10)]
         ax.bar(places, shares, 0.25, label=name, color=COLOURS[i])

@@ -124,8 +124,17 @@ def read_json_lines(path: str | Path) -> Iterable[tuple[str, object]]:
 
 
 def read_jsonl(path: str | Path) -> list[Problem]:
-    """The problems of a JSON Lines file; InputError, with file and line, at the first record that is not one."""
-    return [from_record(record, where) for where, record in read_json_lines(path)]
+    """The problems of a JSON Lines file.
+
+    Raises InputError, with file and line, at the first record that is none or has the id of another problem.
+    """
+    problems, questions = [], {}
+    for where, record in read_json_lines(path):
+        problem = from_record(record, where)
+        if questions.setdefault(problem.id, problem.question) != problem.question:
+            raise InputError(f"{where}: another problem has the id {problem.id!r}; every problem needs its own.")
+        problems.append(problem)
+    return problems
 
 
 def write_jsonl(path: str | Path, records: Iterable[Problem | dict]) -> Path:

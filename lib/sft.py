@@ -52,6 +52,15 @@ class Config:
     device: str = "auto"
     seed: int = 0
 
+    def __post_init__(self):
+        if self.style not in ("cot", "answer_only"):
+            raise InputError(f"Unknown style {self.style!r}; use cot or answer_only.")
+        for name in ("steps", "batch_size", "accumulation", "max_length", "log_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.batch_size % self.accumulation:
+            raise InputError(f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}.")
+
 
 def encode(tokenizer, problem: Problem, style: str, encoder_decoder: bool = False) -> dict[str, list[int]]:
     """Token ids and labels of one problem; labels are -100 where no loss is taken.
@@ -254,8 +263,6 @@ def train(config: Config, train: list[Problem], valid: list[Problem], out_dir: s
       metrics.jsonl  one line a log: step, loss, learning_rate, grad_norm; or step, eval_loss, eval_mean_token_accuracy
       config.json    the config
     """
-    if config.batch_size % config.accumulation:
-        raise InputError(f"batch_size {config.batch_size} is not a multiple of accumulation {config.accumulation}.")
     out_dir = Path(out_dir)
     model, tokenizer = load(config, train)
     two_sided = model.config.is_encoder_decoder

@@ -17,6 +17,14 @@ MACHINERY = {"lib.stage", "lib.sources", "lib.pipeline", "lib.launch", "lib.prog
 ONLOOKERS = {"lib.plots", "lib.viewers", "lib.evaluation"}
 
 
+_frozen: dict[Path, str] = {}
+
+
+def freeze() -> None:
+    """From now on, take this package's sources as they are now: a process runs to its end what it loaded."""
+    _frozen.update({file: file.read_text() for file in LIB.rglob("*.py")})
+
+
 def digest(value: object) -> str:
     """A short hash of any JSON value, equal for equal values."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
@@ -55,7 +63,8 @@ def closure(code: str, leave_out: set[str]) -> dict[str, str]:
         packages = {".".join(name.split(".")[:n]) for n in range(2, name.count(".") + 2)}
         if name in found or packages & leave_out:
             continue
-        source = module_file(name).read_text()
+        file = module_file(name)
+        source = _frozen[file] if file in _frozen else file.read_text()
         found[name] = code_hash(source)
         waiting += sorted(imports(source))
     return dict(sorted(found.items()))

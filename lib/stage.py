@@ -31,6 +31,7 @@ OUTPUTS = Path(os.environ.get("WORKBENCH_OUTPUTS", ROOT / "outputs")).resolve()
 DATA = ROOT / "data"
 DIRECTORY_VARIABLE = "WORKBENCH_STAGE_DIR"  # set by the pipeline: where its notebook writes
 FINISHED = "finished.json"
+FOR_EYES = {".png", ".html", ".svg", ".ipynb"}  # no stage computes with these, so a new colour makes none stale
 
 
 class Stage:
@@ -51,9 +52,21 @@ class Stage:
         return directory
 
     def finished_stages(self) -> list[str]:
-        """The names of this run's finished stages but this one, in order."""
+        """The names of this run's finished stages but this one, in order.
+
+        Raises InputError where one was made from other problems than the run's first stage now holds.
+        """
         found = sorted(path.parent.name for path in self.run_directory.glob("*/manifest.json"))
-        return [name for name in found if "." not in name and name != self.name]
+        found = [name for name in found if "." not in name and name != self.name]
+        plans = {name: json.loads((self.run_directory / name / "manifest.json").read_text()) for name in found}
+        for name, manifest in plans.items():
+            for read, digest in manifest["plan"]["inputs"].items():
+                if read in plans and digest != data_digest(plans[read]["artifacts"]):
+                    raise InputError(
+                        f"{name} was made from another result of {read} than the run now holds; make it again with: "
+                        f"python run_all.py --run {self.run} --only {name} (and the run's --profile, if it has one)"
+                    )
+        return found
 
     def path(self, name: str) -> Path:
         """Where to write the artifact `name`; folders on the way are made."""
@@ -66,7 +79,7 @@ class Stage:
 
         Found where the function's name, the sources it depends on, the config and the inputs are the same. Interrupted
         work goes on in the same directory, so `function` can resume from what it finds there.
-        config   a dataclass
+        config   a dataclass; where a field is the absolute path of a file or folder, its bytes count too
         inputs   lists of Problem, or paths: of a memo (known by its name) or of a file or folder (by its bytes)
         """
         key = sources.digest(
@@ -74,6 +87,7 @@ class Stage:
                 f"{function.__module__}.{function.__name__}",
                 sources.of_function(function),
                 asdict(config),
+                {name: self._identity(value) for name, value in asdict(config).items() if is_place(value)},
                 [self._identity(value) for value in inputs],
             ]
         )
@@ -124,10 +138,21 @@ def begin(name: str, run: str = "default") -> Stage:
     directory = os.environ.get(DIRECTORY_VARIABLE)
     if directory:
         die_with_parent()
+        sources.freeze()
         return Stage(name, run, Path(directory), live=False)
     directory = OUTPUTS / run / f"{name}.live"
     directory.mkdir(parents=True, exist_ok=True)
     return Stage(name, run, directory, live=True)
+
+
+def is_place(value: object) -> bool:
+    """Is it the absolute path of a file or folder that is there?"""
+    return isinstance(value, str) and value.startswith("/") and Path(value).exists()
+
+
+def data_digest(artifacts: dict) -> str:
+    """One hash over the artifacts of a manifest that another stage can compute with."""
+    return sources.digest({name: a["sha256"] for name, a in artifacts.items() if Path(name).suffix not in FOR_EYES})
 
 
 def from_root(path: str) -> str:

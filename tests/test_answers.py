@@ -352,7 +352,8 @@ def test_inspection_tells_which_annotations_can_be_evaluated_and_which_agree():
         ],
     }
     assert not inspect(answering(" . "))["answer_extracted"]
-    assert inspect(answering("Tom is a lempus."))["answer_extracted"]
+    assert not inspect(answering("Tom is a lempus."))["answer_extracted"]
+    assert inspect(answering("Tom is a lempus.", answer_kind="text"))["answer_extracted"]
 
 
 # --- steps: chains of which each step has one right form ---

@@ -19,8 +19,18 @@ def load(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[P
     A source that was published with a test split keeps it, and its training split is cut 90/10 for validation; all else
     is split 80/10/10. Raises InputError for an unknown source or a file that cannot be read.
     """
-    if source not in SOURCES:
-        raise InputError(f"Unknown source {source!r}; the sources are {', '.join(SOURCES)}.")
+    if source not in SOURCES and not path:
+        raise InputError(
+            f"Unknown source {source!r}; the sources are {', '.join(SOURCES)}, or any name with a path to its file."
+        )
+    parts = find(source, path, n, seed, **sizes)
+    if not parts["train"]:
+        raise InputError(f"{source}: {path or 'what was asked for'} holds no problem to train on; ask for more.")
+    return parts
+
+
+def find(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[Problem]]:
+    """`load` without its checks."""
     if source == "gsm8k":
         from lib.tasks import gsm8k
 
@@ -31,7 +41,12 @@ def load(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[P
         operator = "+" if source == "addition" else "*"
         return split(arithmetic.read(path) if path else arithmetic.generate(n, operator, sizes["n_digits"], seed))
     if path:
-        return split(read_jsonl(path))
+        problems = read_jsonl(path)
+        if other := {p.source for p in problems} - {source}:
+            raise InputError(
+                f"{path}: its records say source {sorted(other)[0]!r}, the parameter says {source!r}; agree."
+            )
+        return split(problems)
     if source == "word_problems":
         from lib.tasks import word_problems
 

@@ -6,8 +6,8 @@
         <<22/2=11>>
         #### 11
 
-The split is by the arithmetic (14+8/2, operands of a first + or * in order of size), not by the wording: the numbers
-of a test problem, in that order, occur in no training problem.
+The split is by the arithmetic (14+8/2, operands of a first + or * in order of size), not by the wording: no training
+problem has the whole chain of a test problem. (It may begin with it: 14+8 can be tested and 14+8/2 trained on.)
 """
 
 import random
