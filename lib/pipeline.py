@@ -28,7 +28,6 @@ STAGES: dict[str, list[str]] = {
 }
 ASIDE_TAGS = {"exercise", "check", "break-it"}  # cells for the reader; they make no artifact
 BOOKKEEPING = {"manifest.json", RESULT, CELL, LOG, FINISHED, "job.json", "notebook.ipynb", "notebook.html"}
-PLAN = {"cells", "sources", "parameters", "files", "inputs"}
 PACKAGES = (
     "torch",
     "transformers",
@@ -155,8 +154,8 @@ def read_manifest(directory: Path) -> dict | None:
     """A finished stage's manifest; None where there is none, or none that can be read."""
     try:
         manifest = json.loads((directory / "manifest.json").read_text())
-        return manifest if set(manifest["plan"]) == PLAN else None
-    except (OSError, ValueError, TypeError, KeyError):
+        return manifest if {"plan", "artifacts"} <= set(manifest) else None
+    except (OSError, ValueError, TypeError):
         return None
 
 
@@ -208,7 +207,7 @@ def why_stale(stage: str, directory: Path, new: dict) -> str | None:
     for name in sorted(set(old["sources"]) | set(new["sources"])):
         if old["sources"].get(name) != new["sources"].get(name):
             return f"{name} changed"
-    if old["files"] != new["files"]:
+    if old.get("files") != new.get("files"):
         return "a file that its parameters name changed"
     if old["cells"] != new["cells"]:
         return "the notebook's code changed"

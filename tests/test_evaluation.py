@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lib import answers, evaluation, prompts
+from lib.errors import InputError
 from lib.evaluation import by_steps, evaluate, paired, paired_difference, pareto, result_row, side_by_side, wilson
 from lib.problems import make_problem
 
@@ -233,10 +234,9 @@ def test_collect_makes_the_row_of_an_evaluation(evaluated):
     assert row["n"] == 12 and row["accuracy"] >= 10 / 12 and row["problems_per_second"] > 0
 
 
-def test_an_evaluation_of_no_problem_writes_empty_files_and_no_guess(trained_run, tmp_path):
-    evaluate(evaluation.Config(device="cpu"), [], trained_run / "model", tmp_path)
-    row = evaluation.collect(tmp_path, **WHAT)
-    assert (row["n"], row["accuracy"], row["problems_per_second"]) == (0, None, None)
+def test_an_evaluation_of_no_problem_is_refused(trained_run, tmp_path):
+    with pytest.raises(InputError, match="There is no problem to ask"):
+        evaluate(evaluation.Config(device="cpu"), [], trained_run / "model", tmp_path)
 
 
 # --- tables of predictions ---
@@ -315,14 +315,15 @@ def test_origin_names_commit_device_and_packages(tmp_path):
         "started": "2025-01-01",
         "ended": "2025-01-02",
         "code": {"commit": "0123456789abcdef", "changed": True},
-        "machine": {"gpu": None, "processor": "x86_64", "cores": 2},
         "packages": {"torch": "2.13.0", "transformers": "5.17.0"},
     }
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "metrics.json").write_text(json.dumps({"device": "CPU x86_64, 2 cores"}))
     (row,) = evaluation.origin([tmp_path])
     assert row["commit"] == "0123456789+" and row["device"] == "CPU x86_64, 2 cores"
     assert row["packages"] == "torch 2.13.0, transformers 5.17.0"
-    manifest["code"], manifest["machine"]["gpu"] = {"commit": None, "changed": None}, "H100"
+    manifest["code"] = {"commit": None, "changed": None}
+    (tmp_path / "metrics.json").write_text("{}")
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     (row,) = evaluation.origin([tmp_path])
-    assert (row["commit"], row["device"]) == ("unknown", "H100")
+    assert (row["commit"], row["device"]) == ("unknown", None)

@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -80,12 +81,21 @@ def folder(tmp_path_factory):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(records, max_size=4))
+@given(st.lists(records, max_size=4, unique_by=lambda problem: problem.id))
 def test_what_is_written_is_read_back(folder, problems):
     path = write_jsonl(folder / "deeper" / "round_trip.jsonl", problems)
     assert read_jsonl(path) == problems
     assert path.read_bytes().count(b"\n") == len(problems)
     assert os.listdir(path.parent) == ["round_trip.jsonl"]
+
+
+def test_an_id_that_names_two_problems_is_an_error_with_file_and_line(tmp_path):
+    one, two = make_problem("1 + 1 ?", [], "2", "t"), make_problem("1 + 2 ?", [], "3", "t")
+    path = write_jsonl(tmp_path / "p.jsonl", [one, two, one])
+    assert read_jsonl(path) == [one, two, one]
+    write_jsonl(path, [one, replace(two, id=one.id)])
+    with pytest.raises(InputError, match="p.jsonl, line 2: another problem has the id"):
+        read_jsonl(path)
 
 
 @pytest.mark.parametrize(

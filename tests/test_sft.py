@@ -228,9 +228,13 @@ def test_no_problem_left_is_one_sentence(tiny_llama, chains):
 
 
 def test_settings_that_cannot_work_are_refused_before_anything_runs(tiny_llama, chains, tmp_path):
-    odd = replace(STEPS, model=str(tiny_llama), accumulation=3)
-    with pytest.raises(InputError, match="batch_size 8 is not a multiple of accumulation 3"):
-        sft.train(odd, chains, chains, tmp_path)
+    for wrong, says in (
+        ({"accumulation": 3}, "batch_size 8 is no multiple of accumulation 3"),
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"style": "prose"}, "Unknown style 'prose'; use cot or answer_only"),
+    ):
+        with pytest.raises(InputError, match=says):
+            replace(STEPS, **wrong)
     with pytest.raises(InputError, match="LoRA adapts a trained model"):
         sft.train(replace(STEPS, model="llama_tiny", lora_rank=4), chains, chains, tmp_path)
     assert not list(tmp_path.iterdir())

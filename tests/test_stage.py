@@ -301,7 +301,7 @@ def test_folders_on_the_way_to_an_artifact_are_made(s):
 def finished(s, name):
     directory = s.run_directory / name
     directory.mkdir(parents=True)
-    (directory / "manifest.json").write_text("{}")
+    (directory / "manifest.json").write_text('{"plan": {"inputs": {}}, "artifacts": {}}')
     return directory
 
 
@@ -316,6 +316,28 @@ def test_upstream_that_is_missing_or_unfinished_is_one_sentence_with_the_command
         with pytest.raises(InputError, match="python run_all.py --run test --only 01_data_inspection ") as caught:
             s.upstream("01_data_inspection")
         assert "03_sft reads" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_stage_made_from_another_result_than_the_run_now_holds_is_refused(s):
+    data = finished(s, "01_data_inspection")
+    artifacts = {"problems/t/train.jsonl": {"sha256": "new"}, "shapes.png": {"sha256": "any"}}
+    (data / "manifest.json").write_text(json.dumps({"plan": {"inputs": {}}, "artifacts": artifacts}))
+    other = finished(s, "09_evaluation")
+    for digest, fits in ((stage.data_digest(artifacts), True), ("old", False), (None, False)):
+        made_from = {"plan": {"inputs": {"01_data_inspection": digest}}, "artifacts": {}}
+        (other / "manifest.json").write_text(json.dumps(made_from))
+        if fits:
+            assert s.finished_stages() == ["01_data_inspection", "09_evaluation"]
+            continue
+        with pytest.raises(InputError, match="python run_all.py --run test --only 09_evaluation "):
+            s.finished_stages()
+
+
+def test_a_config_that_names_a_folder_is_another_one_when_the_folder_changes(s, tmp_path):
+    place = fill(tmp_path / "model", weights="1")
+    first = s._identity(str(place))
+    fill(place, weights="2")
+    assert s._identity(str(place)) != first and stage.is_place(str(place)) and not stage.is_place("llama_tiny")
 
 
 def test_finished_stages_are_those_with_a_manifest_but_this_one(s):
