@@ -1,12 +1,17 @@
-"""Ask a model for completions: batched, greedy or sampled, causal or encoder-decoder.
+"""Ask a model for completions: batched, greedy or sampled, causal or encoder-decoder, with or without a calculator.
 
-Knows prompts and texts, no problems: whether a completion is right is asked of `lib.answers`.
+Knows prompts and texts, no problems: whether a completion is right is asked of `lib.answers`. The decoding loop is our
+own, over the library's models and caches: each row draws from its own random numbers, prompts that stand in a batch
+several times are read once, and finished rows leave.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from lib.progress import Bar
+from lib.tokenization import tokenize
 
 
 @dataclass(frozen=True)
@@ -32,65 +37,245 @@ def generate(
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     seed: int = 0,
-    batch_size: int = 64,
+    indices: list[int] | None = None,
+    calculator=None,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    batch_tokens: int = 16384,
 ) -> list[Generation]:
     """One completion for each prompt, in the order of `prompts`.
 
-    temperature  0 takes the likeliest token (greedy); above 0 samples from softmax(logits / temperature) over the whole
-                 vocabulary (no top-k, unlike the library's default of 50)
-    Prompts are sorted by length so that a batch pads little; padding is on the left for causal models, since
-    generation goes on from the last position. The tokenizer is left as it was.
+    temperature   0 takes the likeliest token (greedy); above 0 samples from softmax(logits / temperature), over the
+                  whole vocabulary unless top_p < 1 or top_k > 0 narrow it (the library's own default is top_k = 50)
+    indices       which sample of its prompt each one is (0 for all by default): a sample depends on its prompt, `seed`
+                  and its index, and on nothing else in the call. (Rows of a batch share matrix products, whose
+                  rounding depends on the batch: in float32 that flips a token about once in a million.)
+    calculator    a `decoding_calculator.Calculator`, which writes the results of annotations; it counts what it did
+    batch_tokens  positions of a micro-batch at most, prompts and completions together (one row at least)
     """
-    import torch
-
-    lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]] if prompts else []
-    order = sorted(range(len(prompts)), key=lambda i: lengths[i])
     results: list[Generation | None] = [None] * len(prompts)
-    sampling = (
-        dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if temperature else dict(do_sample=False)
-    )
-    was_training = model.training
-    model.eval()
-    with torch.random.fork_rng(), torch.inference_mode(), Bar("generating", len(prompts)) as bar:
-        torch.manual_seed(seed)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            began = time.perf_counter()
-            ids = _generate_batch(model, tokenizer, [prompts[i] for i in rows], max_new_tokens, sampling)
-            seconds = (time.perf_counter() - began) / len(rows)
-            for i, row in zip(rows, ids, strict=True):
-                results[i] = _result(row, tokenizer, seconds)
-            bar.update(len(rows))
-    model.train(was_training)
+    arguments = (max_new_tokens, temperature, seed, indices, calculator, top_p, top_k, batch_tokens)
+    for rows, generations in stream(model, tokenizer, prompts, *arguments):
+        for row, generation in zip(rows, generations, strict=True):
+            results[row] = generation
     return results
 
 
-def _generate_batch(model, tokenizer, prompts: list[str], max_new_tokens: int, sampling: dict) -> list[list[int]]:
-    """The new token ids of each row (batch, up to max_new_tokens), padding behind the end included."""
-    side = tokenizer.padding_side
-    tokenizer.padding_side = "right" if model.config.is_encoder_decoder else "left"
+def stream(
+    model,
+    tokenizer,
+    prompts: list[str],
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+    indices: list[int] | None = None,
+    calculator=None,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    batch_tokens: int = 16384,
+    done: int = 0,
+) -> Iterator[tuple[list[int], list[Generation]]]:
+    """`generate`, one micro-batch after another: yields (places in `prompts`, their completions).
+
+    The same call cuts the same micro-batches, so the first `done` of them can be left out when they were drawn before.
+    Micro-batches go from long prompts to short: memory that does not suffice is missed at once, and padding is little.
+    """
+    import torch
+
+    indices = [0] * len(prompts) if indices is None else indices
+    tokens = dict(zip(unique := list(dict.fromkeys(prompts)), tokenize(tokenizer, unique), strict=True))
+    batches = micro_batches([len(tokens[p]) for p in prompts], max_new_tokens, batch_tokens, prompts)
+    was_training = model.training
+    model.eval()
     try:
-        batch = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+        with Bar("generating", len(prompts), done=sum(map(len, batches[:done]))) as bar:
+            for rows in batches[done:]:
+                began = time.perf_counter()
+                uniforms = [random_numbers(prompts[r], seed, indices[r], max_new_tokens) for r in rows]
+                choose = Chooser(temperature, top_p, top_k, uniforms, model.device)
+                with torch.inference_mode():
+                    asked = [(prompts[r], tokens[prompts[r]]) for r in rows]
+                    written = decode(model, tokenizer, asked, max_new_tokens, choose, calculator, bar)
+                seconds = (time.perf_counter() - began) / len(rows)
+                ends = stop_ids(model, tokenizer)
+                yield (
+                    rows,
+                    [
+                        Generation(tokenizer.decode(ids, skip_special_tokens=True), len(ids), ids[-1] in ends, seconds)
+                        for ids in written
+                    ],
+                )
     finally:
-        tokenizer.padding_side = side
-    output = model.generate(
-        input_ids=batch["input_ids"],  # (batch, prompt)
-        attention_mask=batch["attention_mask"],
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **sampling,
+        model.train(was_training)
+
+
+def micro_batches(lengths: list[int], new: int, budget: int, keys: list[str]) -> list[list[int]]:
+    """Rows cut into batches of at most `budget` positions, longest first; equal keys stand together."""
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], keys[row], row))
+    batches: list[list[int]] = []
+    for row in order:
+        if not batches or (len(batches[-1]) + 1) * (lengths[batches[-1][0]] + new) > budget:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+def request_seed(prompt: str, seed: int, index: int) -> int:
+    """The 63-bit number that all randomness of one sample is made from."""
+    digest = blake2b(f"{seed} {index} {prompt}".encode(errors="backslashreplace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def random_numbers(prompt: str, seed: int, index: int, n: int):
+    """`n` uniform numbers in [0, 1), one a token, as a float32 array."""
+    import numpy
+
+    return numpy.random.Generator(numpy.random.Philox(request_seed(prompt, seed, index))).random(n, numpy.float32)
+
+
+def stop_ids(model, tokenizer) -> set[int]:
+    """The ids that end a completion: the tokenizer's, and those that the model's own generation config names."""
+    named = model.generation_config.eos_token_id
+    named = named if isinstance(named, list) else [named]
+    return {i for i in [tokenizer.eos_token_id, *named] if i is not None}
+
+
+class Chooser:
+    """Turns logits into tokens: the likeliest, or the one at which the cumulative probability passes a given number."""
+
+    def __init__(self, temperature: float, top_p: float, top_k: int, uniforms, device):
+        import numpy
+        import torch
+        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        self.greedy = temperature == 0
+        self.warpers = [] if self.greedy or temperature == 1 else [TemperatureLogitsWarper(float(temperature))]
+        self.warpers += [TopKLogitsWarper(top_k)] if top_k > 0 else []
+        self.warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+        self.uniforms = torch.from_numpy(numpy.stack(uniforms)).to(device)  # (rows, max_new_tokens)
+
+    def __call__(self, logits, step: int):
+        """logits (rows, vocabulary) -> ids (rows)."""
+        if self.greedy:
+            return logits.argmax(-1)
+        logits = logits.float()
+        for warp in self.warpers:
+            logits = warp(None, logits)
+        cumulative = logits.double().softmax(-1).cumsum(-1)
+        edge = self.uniforms[:, step : step + 1] * cumulative[:, -1:]
+        return (cumulative <= edge).sum(-1)
+
+    def keep(self, rows) -> None:
+        self.uniforms = self.uniforms[rows]
+
+
+def decode(model, tokenizer, asked, max_new_tokens: int, choose: Chooser, calculator, bar: Bar) -> list[list[int]]:
+    """The new ids of each row, up to and with the one that ends it. `asked` holds (prompt, its ids) of each row."""
+    import torch
+
+    unique = {prompt: ids for prompt, ids in asked}
+    places = {prompt: i for i, prompt in enumerate(unique)}
+    logits, state = read(model, tokenizer, list(unique.values()))
+    rows = torch.tensor([places[prompt] for prompt, _ in asked], device=model.device)
+    if len(unique) < len(asked):
+        logits = logits[rows]
+        keep(state, rows)
+    ends = stop_ids(model, tokenizer)
+    written: list[list[int]] = [[] for _ in asked]
+    active = list(range(len(asked)))  # the row of `asked` that each row of the batch is
+    if calculator:
+        calculator.start(len(asked))
+    for step in range(max_new_tokens):
+        chosen = choose(logits, step).tolist()  # the one time that a step waits for the device
+        if calculator:
+            chosen = calculator.override(chosen)
+        for row, token in zip(active, chosen, strict=True):
+            written[row].append(token)
+        going = [i for i, token in enumerate(chosen) if token not in ends]
+        bar.update(len(active) - len(going))
+        if not going or step + 1 == max_new_tokens:
+            break
+        if calculator:
+            calculator.advance(chosen)
+        if len(going) < len(active):  # finished rows leave
+            active, chosen = [active[i] for i in going], [chosen[i] for i in going]
+            index = torch.tensor(going, device=model.device)
+            keep(state, index)
+            choose.keep(index)
+            if calculator:
+                calculator.keep(going)
+        logits = advance(model, state, torch.tensor(chosen, device=model.device))
+    bar.update(len(going))
+    return written
+
+
+def read(model, tokenizer, prompts: list[list[int]]):
+    """(logits (batch, vocabulary) for the first new token, state): prompts padded and read.
+
+    Padding is on the left for causal models, since generation goes on from the last position.
+    """
+    import torch
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    two_sided = model.config.is_encoder_decoder
+    width = max(1, max(map(len, prompts)))
+    pads = [[tokenizer.pad_token_id] * (width - len(ids)) for ids in prompts]
+    ids = [[*row, *pad] if two_sided else [*pad, *row] for row, pad in zip(prompts, pads, strict=True)]
+    mask = [
+        [1] * len(row) + [0] * len(pad) if two_sided else [0] * len(pad) + [1] * len(row)
+        for row, pad in zip(prompts, pads, strict=True)
+    ]
+    ids, mask = (torch.tensor(value, device=model.device) for value in (ids, mask))
+    if two_sided:
+        encoded = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        state = {"attention_mask": mask, "encoded": encoded}
+        state["cache"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        start = torch.full((len(prompts),), model.config.decoder_start_token_id, device=model.device)
+        return advance(model, state, start), state
+    state = {"attention_mask": mask, "cache": DynamicCache(config=model.config)}
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        past_key_values=state["cache"],
+        use_cache=True,
+        logits_to_keep=1,
     )
-    skip = 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]  # the decoder's start, or the prompt
-    return output[:, skip:].tolist()
+    return output.logits[:, -1], state
 
 
-def _result(ids: list[int], tokenizer, seconds: float) -> Generation:
-    """Cut a row at its first end-of-sequence token (counted, not shown); what follows is padding."""
-    finished = tokenizer.eos_token_id in ids
-    if finished:
-        ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
-    return Generation(tokenizer.decode(ids, skip_special_tokens=True), len(ids), finished, seconds)
+def advance(model, state: dict, tokens):
+    """Append one token (rows) to each row of the state; returns the logits (rows, vocabulary) for the next."""
+    import torch
+    from transformers.modeling_outputs import BaseModelOutput
+
+    if "encoded" in state:
+        output = model(
+            decoder_input_ids=tokens[:, None],
+            encoder_outputs=BaseModelOutput(last_hidden_state=state["encoded"]),
+            attention_mask=state["attention_mask"],
+            past_key_values=state["cache"],
+            use_cache=True,
+        )
+        return output.logits[:, -1]
+    mask = torch.cat([state["attention_mask"], state["attention_mask"].new_ones(len(tokens), 1)], 1)
+    state["attention_mask"] = mask
+    output = model(
+        input_ids=tokens[:, None],
+        attention_mask=mask,
+        position_ids=mask.sum(-1, keepdim=True) - 1,
+        past_key_values=state["cache"],
+        use_cache=True,
+    )
+    return output.logits[:, -1]
+
+
+def keep(state: dict, rows) -> None:
+    """Let only `rows` go on, in this order; a row may be named several times."""
+    state["cache"].batch_select_indices(rows)
+    for name in ("attention_mask", "encoded"):
+        if name in state:
+            state[name] = state[name][rows]
 
 
 def token_probabilities(model, tokenizer, prompt: str, completion: str, top: int = 5) -> list[dict]:

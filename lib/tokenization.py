@@ -1,4 +1,4 @@
-"""Small tokenizers built on the spot from the problems themselves: nothing is downloaded.
+"""Small tokenizers built on the spot from the problems themselves: nothing is downloaded. And how prompts become ids.
 
 Byte-level BPE over pieces cut by one regular expression, so every text survives encode -> decode, whatever it holds.
 Every digit is a token of its own; a letter with a number (v3, r2) is one piece, since it names one thing.
@@ -36,3 +36,10 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 1024):
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
     )
+
+
+def tokenize(tokenizer, prompts: list[str]) -> list[list[int]]:
+    """Token ids of each prompt; a text that already begins with the tokenizer's first special token gets no second."""
+    bos = tokenizer.bos_token
+    chat = bool(bos) and bool(prompts) and all(p.startswith(bos) for p in prompts)  # a chat template wrote it
+    return tokenizer(prompts, add_special_tokens=not chat)["input_ids"] if prompts else []
