@@ -13,6 +13,7 @@ from lib import calculator
 from lib.problems import Problem
 
 MARKER = "####"
+STATED = re.compile(r"the answer is:? ?([^\n]*)", re.IGNORECASE)  # the other way to state an answer
 ANNOTATION = re.compile(r"<<([^\n]{0,80}?)>>")
 # A sign may stand before or after a currency sign; a fraction is two whole numbers. `%` and a final stop are dropped.
 NUMBER = re.compile(rf"([-+−]?) ?[$€£]? ?([-+−]?)({calculator.NUMBER})(?: ?/ ?([0-9]{{1,15}}))?")
@@ -30,12 +31,25 @@ class Step(NamedTuple):
 
 
 def extract(text: str) -> str | None:
-    """The answer a text states: what follows the last `####` that is followed by anything on its line, else None."""
-    for part in reversed(text.split(MARKER)[1:]):
+    """The answer a text states, else None.
+
+    It is what follows the last `####` that is followed by anything on its line; in a text without `####`, what follows
+    the last "The answer is".
+    """
+    parts = text.split(MARKER)[1:] if MARKER in text else STATED.findall(text)
+    for part in reversed(parts):
         answer = part.lstrip("#").partition("\n")[0].strip()
         if answer.strip("."):
             return answer
     return None
+
+
+def chain(text: str) -> str:
+    """A text without the answer that it states at its end: what stands before the last `####` or "The answer is"."""
+    if MARKER in text:
+        return text.rpartition(MARKER)[0]
+    stated = list(STATED.finditer(text))
+    return text[: stated[-1].start()] if stated else text
 
 
 def number(text: str) -> Fraction | None:
@@ -106,12 +120,12 @@ def check_annotation(expression: str, stated: str) -> Step:
 
 
 def check_steps(problem: Problem, text: str) -> list[Step]:
-    """Check a chain of thought step by step, up to the last `####`.
+    """Check a chain of thought step by step, up to its answer.
 
     Arithmetic chains: every annotation of the text. Where each step has one right form (`meta["exact_steps"]`, as in
     modular_chain and multiplication): every line but those with `####` against the problem's own, none left out.
     """
-    body = text.rpartition(MARKER)[0] if MARKER in text else text
+    body = chain(text)
     if not problem.meta.get("exact_steps"):
         return [check_annotation(*pair) for pair in annotations(body)]
     lines = [line.strip() for line in body.split("\n") if line.strip() and MARKER not in line]

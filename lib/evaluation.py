@@ -9,11 +9,14 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import answers, prompts
+from lib import answers, prompts, selection
+from lib.decoding_calculator import Calculator
 from lib.errors import InputError
-from lib.generation import generate
+from lib.generation import Generation, generate
 from lib.models import load_model
 from lib.problems import Problem, write_jsonl
+from lib.prompts import Example
+from lib.sampling import read_samples
 
 # A result row, in this order; a figure that was not measured is None, never a guess.
 ROW_KEYS = (
@@ -27,15 +30,32 @@ class Config:
     """How to ask.
 
     max_new_tokens    longest completion, in tokens
-    batch_size        prompts at once when measuring accuracy and throughput
+    batch_tokens      positions of a micro-batch when measuring accuracy and throughput
+    calculator        have the results of annotations computed while the model writes
     latency_problems  how many problems are asked one at a time to measure latency
     """
 
     max_new_tokens: int = 128
-    batch_size: int = 64
+    batch_tokens: int = 16384
+    calculator: bool = False
     latency_problems: int = 20
     dtype: str = "float32"
     device: str = "auto"
+
+
+@dataclass(frozen=True)
+class ChoiceConfig:
+    """Which samples to choose from: the first `n_samples` of each problem, by "vote" or "verifier"."""
+
+    by: str = "vote"
+    n_samples: int = 8
+    batch_size: int = 64
+    dtype: str = "float32"
+    device: str = "auto"
+
+    def __post_init__(self):
+        if self.by not in ("vote", "verifier"):
+            raise InputError(f"Unknown way to choose {self.by!r}; use vote or verifier.")
 
 
 def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -51,28 +71,81 @@ def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
 def paired_difference(a: list[bool], b: list[bool], z: float = 1.96) -> tuple[float, float, float]:
     """(mean, low, high) of accuracy a - accuracy b on the same problems: 95 % normal interval, paired by problem."""
     assert len(a) == len(b) and len(a) > 1, f"want two lists of the same length > 1, got {len(a)} and {len(b)}"
-    differences = [int(x) - int(y) for x, y in zip(a, b, strict=True)]
-    mean = statistics.fmean(differences)
-    half = z * statistics.stdev(differences) / math.sqrt(len(differences))
+    return mean_interval([int(x) - int(y) for x, y in zip(a, b, strict=True)], z)
+
+
+def mean_interval(values: list[float], z: float = 1.96) -> tuple[float, float, float]:
+    """(mean, low, high) of at least two values: the 95 % normal interval of their mean."""
+    mean = statistics.fmean(values)
+    half = z * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 
-def evaluate(config: Config, problems: list[Problem], model_dir: str | Path, out_dir: str | Path) -> None:
+def evaluate(
+    config: Config, problems: list[Problem] | list[Example], model_dir: str | Path, out_dir: str | Path
+) -> None:
     """Ask the model saved at `model_dir` every problem (greedy) and write what came to `out_dir`.
 
+    problems           asked by their plain prompt; Examples by their own
     predictions.jsonl  one line a problem: problem, text, correct, steps_hold, answered, tokens, seconds
     timing.json        problems_per_second (batched), seconds_per_problem_batch1 (median, one at a time)
+    calculator.json    with a calculator: what it did (triggered, overridden, failed by reason)
     """
     if not problems:
         raise InputError("There is no problem to ask; give test problems, and n_test of at least 1.")
     model, tokenizer = load_model(str(model_dir), dtype=config.dtype, device=config.device)
-    asked = [prompts.prompt(p) for p in problems]
-    found = generate(model, tokenizer, asked, config.max_new_tokens, batch_size=config.batch_size)
+    asked = prompts.examples(problems)
+    calculator = Calculator(tokenizer) if config.calculator else None
+
+    def ask(examples: list[Example], batch_tokens: int, calculator: Calculator | None = None) -> list[Generation]:
+        texts = [e.prompt for e in examples]
+        return generate(
+            model, tokenizer, texts, config.max_new_tokens, calculator=calculator, batch_tokens=batch_tokens
+        )
+
+    found = ask(asked, config.batch_tokens, calculator)
     alone = asked[: config.latency_problems]
-    generate(model, tokenizer, alone[:1], config.max_new_tokens, batch_size=1)
-    single = generate(model, tokenizer, alone, config.max_new_tokens, batch_size=1)
+    ask(alone[:1], 1)
+    single = ask(alone, 1, Calculator(tokenizer) if config.calculator else None)
+    if calculator:
+        (Path(out_dir) / "calculator.json").write_text(json.dumps(calculator.counts) + "\n")
+    write_predictions(Path(out_dir), asked, found, [g.seconds for g in single])
+
+
+def choose(config: ChoiceConfig, problems: list[Problem] | list[Example], samples_dir, verifier, out_dir) -> None:
+    """One of the samples of each problem; writes what `evaluation.evaluate` writes, and scores.jsonl for a verifier.
+
+    A choice costs what its samples cost: tokens and seconds of all n are counted. Unfinished samples are not chosen
+    where another has an answer.
+    """
+    asked = prompts.examples(problems)
+    samples = {name: found[: config.n_samples] for name, found in read_samples(samples_dir).items()}
+    offered = [samples[e.problem.id] for e in asked]
+    scores: list[list[float]] = [[] for _ in asked]
+    if config.by == "verifier":
+        network, tokenizer = selection.load_verifier(verifier, config.dtype, config.device)
+        pairs = [(e, s["text"]) for e, found in zip(asked, offered, strict=True) for s in found]
+        values = iter(
+            selection.score(network, tokenizer, [e for e, _ in pairs], [t for _, t in pairs], config.batch_size)
+        )
+        scores = [[next(values) * s["finished"] for s in found] for found in offered]
+        write_jsonl(
+            Path(out_dir) / "scores.jsonl",
+            [{"problem": e.problem.id, "scores": row} for e, row in zip(asked, scores, strict=True)],
+        )
+    chosen = []
+    for found, row in zip(offered, scores, strict=True):
+        place = selection.vote([s["answer"] for s in found]) if config.by == "vote" else row.index(max(row))
+        best = found[place or 0]
+        tokens, seconds = sum(s["tokens"] for s in found), sum(s["seconds"] for s in found)
+        chosen.append(Generation(best["text"], tokens, best["finished"], seconds))
+    write_predictions(Path(out_dir), asked, chosen, [])
+
+
+def write_predictions(out_dir: Path, asked: list[Example], found: list[Generation], alone: list[float | None]) -> None:
+    """predictions.jsonl and timing.json of what was found; `alone` holds seconds of problems asked one at a time."""
     write_jsonl(
-        Path(out_dir) / "predictions.jsonl",
+        out_dir / "predictions.jsonl",
         (
             {
                 "problem": problem.id,
@@ -83,23 +156,27 @@ def evaluate(config: Config, problems: list[Problem], model_dir: str | Path, out
                 "tokens": g.tokens,
                 "seconds": g.seconds,
             }
-            for problem, g in zip(problems, found, strict=True)
+            for problem, g in zip([e.problem for e in asked], found, strict=True)
         ),
     )
     timing = {
         "problems_per_second": len(found) / sum(g.seconds for g in found) if found else None,
-        "seconds_per_problem_batch1": statistics.median(g.seconds for g in single) if single else None,
+        "seconds_per_problem_batch1": statistics.median(alone) if alone else None,
     }
-    (Path(out_dir) / "timing.json").write_text(json.dumps(timing) + "\n")
+    (out_dir / "timing.json").write_text(json.dumps(timing) + "\n")
 
 
 def merge(stages: list[Path]) -> tuple[list[dict], list[dict]]:
-    """(rows, predictions) of every stage that has some, in order. Raises InputError if none has."""
+    """(rows, predictions) of every stage that has some, in order; predictions get a "label" (see `labels`).
+
+    Raises InputError if none has.
+    """
     stages = [stage for stage in stages if (stage / "rows.jsonl").exists()]
     if not stages:
         raise InputError("This run has no results to show yet; make some first: python run_all.py --until 03.")
     rows = [row for stage in stages for row in read_rows(stage / "rows.jsonl")]
-    return rows, [row for stage in stages for row in read_rows(stage / "predictions.jsonl")]
+    predictions = [row for stage in stages for row in read_rows(stage / "predictions.jsonl")]
+    return rows, [{**p, "label": label} for p, label in zip(predictions, labels(predictions), strict=True)]
 
 
 def read_rows(path: str | Path) -> list[dict]:
@@ -140,27 +217,92 @@ def pareto(rows: list[dict], cost: str = "tokens_per_problem") -> list[dict]:
     return [row for row in rows if not any(beats(other, row) for other in rows)]
 
 
-def paired(predictions: list[dict], a: str, b: str) -> list[dict]:
-    """For each task and seed with both methods: accuracy of `a` minus accuracy of `b` on the problems both were asked.
+def labels(rows: list[dict]) -> list[str]:
+    """A short name for each row (or prediction): its method, with those settings that part it from others of its task.
 
-    predictions  rows of predictions.jsonl, with task, method, seed, problem and correct
+    "cot" alone where there is one, else "cot steps 800" and "cot steps 250, gold 500".
     """
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        group = groups.setdefault((row["task"], row["method"]), [])
+        group += [row["setting"]] if row["setting"] not in group else []
     found = []
-    for task, seed in sorted({(p["task"], p["seed"]) for p in predictions}):
-        right = {
-            method: {
-                p["problem"]: p["correct"]
-                for p in predictions
-                if (p["task"], p["seed"], p["method"]) == (task, seed, method)
-            }
-            for method in (a, b)
-        }
-        shared = [problem for problem in right[a] if problem in right[b]]
-        if len(shared) > 1:
-            mean, low, high = paired_difference([right[a][p] for p in shared], [right[b][p] for p in shared])
-            row = {"task": task, "seed": seed, "n": len(shared), "difference": mean, "low": low, "high": high}
-            found.append({"comparison": f"{a} - {b}", **row})
+    for row in rows:
+        group = groups[row["task"], row["method"]]
+        parting = [key for key in row["setting"] if len({json.dumps(other.get(key)) for other in group}) > 1]
+        settings = ", ".join(f"{key} {row['setting'][key]}" for key in parting)
+        found.append(f"{row['method']} {settings}".strip())
     return found
+
+
+def matches(prediction: dict, which: str | dict) -> bool:
+    """Is a prediction of the method (or label) `which`, or has it the method and settings that `which` names?"""
+    if isinstance(which, str):
+        return prediction.get("label", prediction["method"]) == which
+    return {"method": prediction["method"], **prediction["setting"]}.items() >= which.items()
+
+
+def paired(predictions: list[dict], a: str | dict, b: str | dict) -> list[dict]:
+    """For each task and seed with both: accuracy of `a` minus accuracy of `b` on the problems both were asked.
+
+    predictions  rows of predictions.jsonl, with task, method, setting, seed, problem and correct
+    a, b         a method, or {"method": ..., setting: value, ...} where a method has several settings
+    Where there are several seeds, a last row for each task, seed "all", has the mean of a problem's differences over
+    the seeds in place of its difference.
+    """
+    right: dict[tuple, dict[str, bool]] = {}
+    for p in predictions:
+        for side, which in ((0, a), (1, b)):
+            if matches(p, which):
+                answered = right.setdefault((p["task"], p["seed"], side), {})
+                assert p["problem"] not in answered, f"several settings of {which}: name the one that is meant"
+                answered[p["problem"]] = p["correct"]
+    found, name = [], " - ".join(which if isinstance(which, str) else spelled(which) for which in (a, b))
+    for task in sorted({key[0] for key in right}):
+        by_problem: dict[str, list[int]] = {}
+        seeds = [s for s in sorted({key[1] for key in right}) if {(task, s, 0), (task, s, 1)} <= set(right)]
+        for seed in seeds:
+            left, other = right[task, seed, 0], right[task, seed, 1]
+            shared = [problem for problem in left if problem in other]
+            for problem in shared:
+                by_problem.setdefault(problem, []).append(int(left[problem]) - int(other[problem]))
+            if len(shared) > 1:
+                mean, low, high = paired_difference([left[p] for p in shared], [other[p] for p in shared])
+                row = {"task": task, "seed": seed, "n": len(shared), "difference": mean, "low": low, "high": high}
+                found.append({"comparison": name, **row})
+        means = [statistics.fmean(differences) for differences in by_problem.values()]
+        if len(seeds) > 1 and len(means) > 1:
+            mean, low, high = mean_interval(means)
+            row = {"task": task, "seed": "all", "n": len(means), "difference": mean, "low": low, "high": high}
+            found.append({"comparison": name, **row})
+    return found
+
+
+def against_cot(rows: list[dict], predictions: list[dict]) -> list[dict]:
+    """`paired`, task by task: the chain-of-thought model with the most training problems against every other label.
+
+    A task without one is compared with its first label instead. predictions come from `merge`.
+    """
+    found, named = [], list(zip(rows, labels(rows), strict=True))
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = sorted(
+            [x for x in named if x[0]["task"] == task], key=lambda x: (x[0]["method"] != "cot", -x[0]["train_n"])
+        )
+        first, *others = dict.fromkeys(label for _, label in own)
+        asked = [p for p in predictions if p["task"] == task]
+        found += [row for other in others for row in paired(asked, first, other)]
+    return found
+
+
+def spelled(which: dict) -> str:
+    """{"method": "rft", "k": 8} as "rft k 8"."""
+    return " ".join([which["method"], *(f"{k} {v}" for k, v in which.items() if k != "method")])
+
+
+def any_right(samples_dir: str | Path, n: int) -> float:
+    """The share of problems with at least one right answer among their first `n` samples: what choosing can reach."""
+    samples = read_samples(samples_dir).values()
+    return sum(any(s["correct"] for s in found[:n]) for found in samples) / len(samples)
 
 
 def collect(found: str | Path, **what) -> dict:
@@ -170,11 +312,11 @@ def collect(found: str | Path, **what) -> dict:
 
 
 def by_steps(predictions: list[dict], tests: dict[str, Problem], task: str) -> dict[str, dict[int, tuple[int, int]]]:
-    """{method: {steps a problem needs: (right, asked)}} over all seeds of one task."""
+    """{label: {steps a problem needs: (right, asked)}} over all seeds of one task."""
     counts: dict[str, dict[int, tuple[int, int]]] = {}
     for p in predictions:
         if p["task"] == task:
-            method = counts.setdefault(p["method"], {})
+            method = counts.setdefault(p["label"], {})
             steps = len(tests[p["problem"]].steps)
             right, asked = method.get(steps, (0, 0))
             method[steps] = (right + p["correct"], asked + 1)
@@ -182,12 +324,12 @@ def by_steps(predictions: list[dict], tests: dict[str, Problem], task: str) -> d
 
 
 def side_by_side(predictions: list[dict], tests: dict[str, Problem], task: str, n: int) -> list[tuple[Problem, dict]]:
-    """Up to `n` problems of a task that every method was asked, with {method: {"text", "correct"}} (first seed)."""
+    """Up to `n` problems of a task that every method was asked, with {label: {"text", "correct"}} (first seed)."""
     outputs: dict[str, dict] = {}
-    methods = {p["method"] for p in predictions if p["task"] == task}
+    methods = {p["label"] for p in predictions if p["task"] == task}
     for p in predictions:
         if p["task"] == task:
-            outputs.setdefault(p["problem"], {}).setdefault(p["method"], {"text": p["text"], "correct": p["correct"]})
+            outputs.setdefault(p["problem"], {}).setdefault(p["label"], {"text": p["text"], "correct": p["correct"]})
     return [(tests[problem], found) for problem, found in outputs.items() if set(found) == methods][:n]
 
 

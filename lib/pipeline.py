@@ -23,8 +23,10 @@ PROFILES = NOTEBOOKS / "profiles"
 # Each stage with the stages it reads; those in brackets are read where they exist.
 STAGES: dict[str, list[str]] = {
     "01_data_inspection": [],
+    "02_prompting": ["01_data_inspection"],
     "03_sft": ["01_data_inspection"],
-    "09_evaluation": ["01_data_inspection", "(03_sft)"],
+    "04_rft_generation": ["01_data_inspection"],
+    "09_evaluation": ["01_data_inspection", "(02_prompting)", "(03_sft)", "(04_rft_generation)"],
 }
 ASIDE_TAGS = {"exercise", "check", "break-it"}  # cells for the reader; they make no artifact
 BOOKKEEPING = {"manifest.json", RESULT, CELL, LOG, FINISHED, "job.json", "notebook.ipynb", "notebook.html"}

@@ -86,24 +86,30 @@ def loss_curves(curves: dict[str, list[dict]]) -> object:
 
 
 def accuracy_bars(rows: list[dict]) -> object:
-    """Accuracy with its 95 % interval: one panel a task, one bar a method and seed."""
+    """Accuracy with its 95 % interval: one panel a task, one bar a method, setting and seed."""
+    from lib.evaluation import labels
+
     tasks = sorted({row["task"] for row in rows}, reverse=True)
-    figure, grid = axes(1, max(1, len(tasks)))
+    named = list(zip(rows, labels(rows), strict=True))
+    most = max((sum(row["task"] == task for row in rows) for task in tasks), default=1)
+    figure, grid = axes(1, max(1, len(tasks)), width=6, height=1 + 0.32 * most)
     for ax, task in zip(grid, tasks, strict=False):
-        chosen = [row for row in rows if row["task"] == task]
-        for i, row in enumerate(chosen):
+        chosen = [(row, label) for row, label in named if row["task"] == task]
+        several = len({row["seed"] for row, _ in chosen}) > 1
+        for i, (row, _) in enumerate(chosen):
             error = [[row["accuracy"] - row["ci_low"]], [row["ci_high"] - row["accuracy"]]]
-            ax.bar(i, row["accuracy"], yerr=error, capsize=4, color=colour(row["method"]))
-        ax.set(title=task, ylim=(0, 1.02), ylabel="accuracy", xticks=range(len(chosen)))
-        ax.set_xticklabels([f"{r['method']}\nseed {r['seed']}" for r in chosen], fontsize=8)
+            ax.barh(i, row["accuracy"], xerr=error, capsize=3, color=colour(row["method"]))
+        ax.set(title=task, xlim=(0, 1.02), xlabel="accuracy", yticks=range(len(chosen)))
+        ax.set_yticklabels([f"{label}, seed {r['seed']}" if several else label for r, label in chosen], fontsize=8)
+        ax.invert_yaxis()
     return figure
 
 
 def accuracy_by_steps(counts: dict[str, dict[int, tuple[int, int]]]) -> object:
-    """Accuracy against the number of steps a problem needs; `counts` is {method: {steps: (right, all)}}."""
+    """Accuracy against the number of steps a problem needs; `counts` is {label: {steps: (right, all)}}."""
     from lib.evaluation import wilson
 
-    figure, (ax,) = axes(width=5)
+    figure, (ax,) = axes(width=7, height=3.4)
     for method, by_steps in counts.items():
         xs = sorted(by_steps)
         shares = [by_steps[x][0] / by_steps[x][1] for x in xs]
@@ -112,10 +118,10 @@ def accuracy_by_steps(counts: dict[str, dict[int, tuple[int, int]]]) -> object:
             [s - e[0] for s, e in zip(shares, ends, strict=True)],
             [e[1] - s for s, e in zip(shares, ends, strict=True)],
         ]
-        ax.errorbar(xs, shares, yerr=errors, marker="o", capsize=4, label=method, color=colour(method))
+        ax.errorbar(xs, shares, yerr=errors, marker="o", capsize=4, label=method, color=colour(method.split(" ")[0]))
     ax.set(xlabel="steps the problem needs", ylabel="accuracy", ylim=(0, 1.02))
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -123,24 +129,112 @@ def accuracy_against_cost(rows: list[dict], cost: str = "tokens_per_problem") ->
     """Accuracy against a cost on a log axis, one panel a task; the line joins rows no other beats in both."""
     from matplotlib.ticker import LogLocator
 
-    from lib.evaluation import pareto
+    from lib.evaluation import labels, pareto
 
     tasks = sorted({row["task"] for row in rows}, reverse=True)
-    figure, grid = axes(1, max(1, len(tasks)))
+    named = list(zip(rows, labels(rows), strict=True))
+    figure, grid = axes(1, max(1, len(tasks)), width=5.4, height=4)
     for ax, task in zip(grid, tasks, strict=False):
-        chosen = [row for row in rows if row["task"] == task and row[cost] is not None]
-        front = sorted((r[cost], r["accuracy"]) for r in pareto(chosen, cost))
+        chosen = [(row, label) for row, label in named if row["task"] == task and row[cost] is not None]
+        front = sorted((r[cost], r["accuracy"]) for r in pareto([row for row, _ in chosen], cost))
         if front:
             ax.plot(*zip(*front, strict=True), color="#bbbbbb", zorder=0)
-        for row in chosen:
+        for row, label in chosen:
             error = [[row["accuracy"] - row["ci_low"]], [row["ci_high"] - row["accuracy"]]]
             ax.errorbar(row[cost], row["accuracy"], yerr=error, marker="o", capsize=3, color=colour(row["method"]))
-            ax.annotate(
-                row["method"], (row[cost], row["accuracy"]), xytext=(6, 4), textcoords="offset points", fontsize=8
-            )
+            ax.annotate(label, (row[cost], row["accuracy"]), xytext=(6, 4), textcoords="offset points", fontsize=8)
         ax.set(title=task, xscale="log", xlabel=cost.replace("_", " "), ylabel="accuracy", ylim=(0, 1.05))
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter("")
         ax.margins(x=0.35)
+    return figure
+
+
+def token_lengths(lengths: dict[str, list[list[int]]]) -> object:
+    """Tokens of prompt and completion by format; `lengths` maps a format to [lengths of prompts, of completions]."""
+    figure, (ax,) = axes(width=7, height=2.4)
+    for row, (asked, written) in enumerate(lengths.values()):
+        prompt, completion = sum(asked) / len(asked), sum(written) / len(written)
+        ax.barh(row, prompt, color=COLOURS[6], label="prompt" if row == 0 else None)
+        ax.barh(row, completion, left=prompt, color=COLOURS[2], label="completion" if row == 0 else None)
+        ax.annotate(f"{prompt:.0f} + {completion:.0f}", (prompt + completion, row), (4, -3), textcoords="offset points")
+    ax.set(xlabel="tokens, on average", yticks=range(len(lengths)))
+    ax.set_yticklabels(lengths)
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
+    ax.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def accuracy_of_choices(rows: list[dict], reachable: list[dict]) -> object:
+    """Accuracy of choosing among n samples, by vote and by verifier, one panel a task; dashed: any of them right.
+
+    rows       result rows with setting["n"]; reachable  [{"task", "seed", "n", "accuracy"}]
+    """
+    tasks = sorted({row["task"] for row in rows}, reverse=True)
+    figure, grid = axes(1, max(1, len(tasks)), width=5)
+    for ax, task in zip(grid, tasks, strict=False):
+        points = [(r["method"], r["seed"], r["setting"]["n"], r["accuracy"]) for r in rows if r["task"] == task]
+        points += [("any sample right", r["seed"], r["n"], r["accuracy"]) for r in reachable if r["task"] == task]
+        for method in dict.fromkeys(p[0] for p in points):
+            for i, seed in enumerate(sorted({p[1] for p in points})):
+                line = sorted((n, accuracy) for name, s, n, accuracy in points if (name, s) == (method, seed))
+                shade, style = (colour(method), "o-") if method != "any sample right" else ("#888888", "--")
+                ax.plot(*zip(*line, strict=True), style, color=shade, label=method if i == 0 else None)
+        ax.set(title=task, xscale="log", xlabel="samples a problem", ylabel="accuracy", ylim=(0, 1.02))
+        ax.set_xticks(ticks := sorted({p[2] for p in points}), [str(tick) for tick in ticks])
+        ax.minorticks_off()
+        ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def paths_by_samples(counted: list[dict]) -> object:
+    """Distinct new paths a problem against samples a problem, beside what became of all samples.
+
+    counted  [{"task", "seed", "k", "paths", "ledger": {fate: samples}}]
+    """
+    tasks = sorted({row["task"] for row in counted}, reverse=True)
+    figure, grid = axes(len(tasks), 2, width=5)
+    for row, task in enumerate(tasks):
+        grown, fates = grid[2 * row : 2 * row + 2]
+        chosen = [c for c in counted if c["task"] == task]
+        for seed in sorted({c["seed"] for c in chosen}):
+            line = [(c["k"], c["paths"]) for c in chosen if c["seed"] == seed]
+            grown.plot(*zip(*line, strict=True), "o-", color=colour("rft"), label=f"seed {seed}")
+        grown.set(title=task, xlabel="samples a problem", ylabel="distinct new paths a problem", ylim=(0, None))
+        first = [c for c in chosen if c["seed"] == chosen[0]["seed"]]
+        bottom = [0.0] * len(first)
+        for i, fate in enumerate(first[0]["ledger"]):
+            shares = [c["ledger"][fate] / sum(c["ledger"].values()) for c in first]
+            fates.bar([c["k"] for c in first], shares, bottom=bottom, label=fate, color=COLOURS[i])
+            bottom = [b + share for b, share in zip(bottom, shares, strict=True)]
+        fates.set(xlabel="samples a problem", ylabel="share of the samples", ylim=(0, 1))
+        fates.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def accuracy_against_paths(rows: list[dict], counted: list[dict]) -> object:
+    """Accuracy against distinct new paths a problem: SFT is at none; with and without calculator, one panel a task.
+
+    rows  result rows of cot, cot_calculator and rft (setting k, calculator); counted  as for paths_by_samples
+    """
+    paths = {(c["task"], c["seed"], c["k"]): c["paths"] for c in counted}
+    tasks = sorted({row["task"] for row in rows}, reverse=True)
+    figure, grid = axes(1, max(1, len(tasks)), width=5)
+    for ax, task in zip(grid, tasks, strict=False):
+        lines: dict[tuple, list] = {}
+        for row in [r for r in rows if r["task"] == task and r["method"] in ("cot", "cot_calculator", "rft")]:
+            with_calculator = row["method"] == "cot_calculator" or row["setting"].get("calculator", False)
+            x = paths[task, row["seed"], row["setting"]["k"]] if row["method"] == "rft" else 0.0
+            error = (row["accuracy"] - row["ci_low"], row["ci_high"] - row["accuracy"])
+            lines.setdefault((with_calculator, row["seed"]), []).append((x, row["accuracy"], error))
+        for i, ((with_calculator, _), points) in enumerate(sorted(lines.items())):
+            xs, ys, errors = zip(*sorted(points), strict=True)
+            shade = COLOURS[2] if with_calculator else COLOURS[0]
+            label = ("with" if with_calculator else "without") + " calculator"
+            label = None if i and sorted(lines)[i - 1][0] == with_calculator else label
+            ax.errorbar(xs, ys, yerr=list(zip(*errors, strict=True)), marker="o", capsize=3, color=shade, label=label)
+        ax.set(title=task, xlabel="distinct new paths a problem (0: SFT)", ylabel="accuracy", ylim=(0, None))
+        ax.legend(frameon=False)
     return figure

@@ -150,3 +150,21 @@ def write_jsonl(path: str | Path, records: Iterable[Problem | dict]) -> Path:
         os.fsync(file.fileno())
     os.replace(partial, path)
     return path
+
+
+def read_splits(folder: str | Path, tasks: list[str] | None = None) -> dict[str, dict[str, list[Problem]]]:
+    """{task: {split: problems}} of a folder of tasks, as 01 writes it; only `tasks`, in their order, if they are named.
+
+    Raises InputError, with the tasks that there are, for one that is not or that holds no problem to train on.
+    """
+    there = sorted(path.name for path in Path(folder).iterdir() if path.is_dir())
+    for task in tasks or []:
+        if task not in there:
+            raise InputError(f"There is no task {task!r} in this run; 01_data_inspection made {', '.join(there)}.")
+    found = {
+        task: {split: read_jsonl(Path(folder) / task / f"{split}.jsonl") for split in SPLITS} for task in tasks or there
+    }
+    for task in tasks or []:
+        if not found[task]["train"]:
+            raise InputError(f"{task} is a set for testing alone; name a task that has problems to train on.")
+    return found

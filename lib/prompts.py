@@ -1,9 +1,28 @@
-"""How a problem and its solution are written for a model. Text in, text out: knows no tokenizer and no model.
+"""How a problem and its solution are written for a model. Text in, text out: knows no model.
 
-Canonical solution: one step a line, then `#### answer`.
+Canonical solution: one step a line, then `#### answer`. The four formats of the FlanT5 specialisation (in-context or
+zero-shot, chain of thought or answer only) end in `The answer is n` instead; `lib.answers` reads both.
 """
 
-from lib.problems import Problem
+import random
+import re
+from dataclasses import dataclass
+
+from lib.errors import InputError
+from lib.problems import Problem, canonical
+
+BORDER = {"zero_shot_answer": " ", "in_context_answer": "\n"}  # as published
+FORMATS = ("zero_shot_answer", "zero_shot_cot", "in_context_answer", "in_context_cot")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One problem as a model meets it: what it is asked, what it is taught to write after that, and in which form."""
+
+    problem: Problem
+    prompt: str
+    completion: str
+    form: str
 
 
 def prompt(problem: Problem) -> str:
@@ -20,3 +39,114 @@ def completion(problem: Problem, style: str) -> str:
     """What the model is taught to write: "cot" the whole chain and the answer, "answer_only" the last line alone."""
     assert style in ("cot", "answer_only"), f"unknown style {style!r}: cot or answer_only"
     return solution(problem) if style == "cot" else f"#### {problem.answer}"
+
+
+def examples(items: list[Problem] | list[Example], style: str = "cot") -> list[Example]:
+    """Problems written in `style`; what is an Example already stays as it is."""
+    return [x if isinstance(x, Example) else Example(x, prompt(x), completion(x, style), style) for x in items]
+
+
+# ----- the four formats
+def in_format(problem: Problem, form: str, shots: list[Problem] = (), annotated: bool = True) -> Example:
+    """A problem in one of FORMATS; `shots` are the worked exemplars that stand in front of an in-context prompt.
+
+    The prompt ends and the completion begins where they do in the published templates: the completion opens with the
+    blank or line break that parts them, so that an exemplar is a prompt and its completion joined, and no token
+    straddles the border.
+    annotated  keep `<<expression=value>>` in chains; False drops them, as the authors do with GSM8K's rationales
+    """
+    assert form in FORMATS, f"unknown format {form!r}: {', '.join(FORMATS)}"
+    asked, written = _asked(problem, form), _written(problem, form, annotated)
+    if not form.startswith("in_context"):
+        return Example(problem, asked, written, form)
+    before = "".join(f"{_asked(shot, form)}{_written(shot, form, annotated)}\n\n" for shot in shots)
+    return Example(problem, before + asked, written, form)
+
+
+def _asked(problem: Problem, form: str) -> str:
+    if form.endswith("cot"):
+        return f"Q: {problem.question}\nLet's think step by step"
+    return f"Q: {problem.question}{BORDER[form]}A:"
+
+
+def _written(problem: Problem, form: str, annotated: bool) -> str:
+    if not form.endswith("cot"):
+        return f" The answer is {problem.answer}"
+    steps = problem.steps if annotated else map(without_annotations, problem.steps)
+    return "\n" + "\n".join([*steps, f"The answer is {problem.answer}"])
+
+
+def without_annotations(text: str) -> str:
+    """A chain without its `<<expression=value>>`, whose value stands in the text behind it."""
+    return re.sub(r"<<[^\n]*?>>", "", text)
+
+
+def exemplars(problem: Problem, pool: list[Problem], n: int, seed: int = 0) -> list[Problem]:
+    """`n` different problems of `pool` to show before `problem`; never the problem itself, however it is ordered.
+
+    Which ones depends on the problem and `seed` alone. Raises InputError where the pool is too small.
+    """
+    rng, key = random.Random(f"{seed} {problem.id}"), canonical(problem)
+    found: list[Problem] = []
+    for size in (min(len(pool), 2 * n + 8), len(pool)):  # a few will do, unless many are the same problem
+        drawn = [pool[i] for i in rng.sample(range(len(pool)), size)]
+        found = [p for p in drawn if p.question != problem.question and canonical(p) != key][:n]
+        if len(found) == n:
+            return found
+    raise InputError(f"{n} exemplars are asked for, but the pool holds only {len(found)} other problems; give more.")
+
+
+def mixture(
+    problems: list[Problem],
+    pool: list[Problem],
+    ratios: list[float],
+    n_shots: int,
+    seed: int = 0,
+    annotated: bool = True,
+) -> list[Example]:
+    """Every problem once, in one of FORMATS: their shares are `ratios` (normalised), exact but for rounding, seeded.
+
+    The authors' own shares came from memory limits: each micro-batch had one format and its own size, so chains of
+    thought in context made 79 % of the batches of their 3B model, answers alone under 1 %.
+    """
+    if len(ratios) != len(FORMATS) or min(ratios) < 0 or sum(ratios) <= 0:
+        raise InputError(f"ratios wants {len(FORMATS)} numbers of at least 0, for {', '.join(FORMATS)}; got {ratios}.")
+    edges = [sum(ratios[: i + 1]) / sum(ratios) for i in range(len(ratios))]
+    places = random.Random(seed).sample(range(len(problems)), len(problems))
+    forms = {}
+    for rank, place in enumerate(places):
+        share = (rank + 0.5) / len(problems)
+        forms[place] = next(form for form, edge in zip(FORMATS, edges, strict=True) if share < edge + 1e-12)
+    return [written(problem, pool, forms[i], n_shots, seed, annotated) for i, problem in enumerate(problems)]
+
+
+def written(
+    problem: Problem, pool: list[Problem], form: str, n_shots: int, seed: int = 0, annotated: bool = True
+) -> Example:
+    """A problem in a format, with seeded exemplars where the format wants some."""
+    shots = exemplars(problem, pool, n_shots, seed) if form.startswith("in_context") else []
+    return in_format(problem, form, shots, annotated)
+
+
+# ----- chat
+# The common form of a chat template, for tokenizers that bring none.
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def chat(problem: Problem, tokenizer, system: str = "", shots: list[Problem] = ()) -> Example:
+    """A problem as a conversation in the model's own chat template, ending where the assistant is to speak.
+
+    system  what the model is told first; shots  worked problems, each a turn of user and assistant
+    Raises InputError for a tokenizer without a chat template.
+    """
+    if not tokenizer.chat_template:
+        raise InputError(f"{tokenizer.name_or_path} has no chat template; use an instruct model, or another format.")
+    messages = [{"role": "system", "content": system}] if system else []
+    for shot in shots:
+        messages += [{"role": "user", "content": shot.question}, {"role": "assistant", "content": solution(shot)}]
+    messages.append({"role": "user", "content": problem.question})
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return Example(problem, text, solution(problem), "chat")

@@ -15,7 +15,8 @@ from lib import models, prompts
 from lib.errors import InputError
 from lib.problems import Problem, write_jsonl
 from lib.progress import Bar
-from lib.tokenization import build_tokenizer
+from lib.prompts import Example
+from lib.tokenization import build_tokenizer, tokenize
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,10 @@ class Config:
             raise InputError(f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}.")
 
 
-def encode(tokenizer, problem: Problem, style: str, encoder_decoder: bool = False) -> dict[str, list[int]]:
-    """Token ids and labels of one problem; labels are -100 where no loss is taken.
+def encode(tokenizer, problem: Problem | Example, style: str, encoder_decoder: bool = False) -> dict[str, list[int]]:
+    """Token ids and labels of one problem (written in `style`, unless it is an Example already).
+
+    Labels are -100 where no loss is taken.
 
     Prompt and completion are tokenised apart, exactly as at generation, so no token straddles their border.
     Causal: input_ids = prompt + completion + EOS, labels = -100 for the prompt and the ids after it (the model shifts).
@@ -72,10 +75,13 @@ def encode(tokenizer, problem: Problem, style: str, encoder_decoder: bool = Fals
     return encode_all(tokenizer, [problem], style, encoder_decoder)[0]
 
 
-def encode_all(tokenizer, problems: list[Problem], style: str, encoder_decoder: bool = False) -> list[dict]:
+def encode_all(
+    tokenizer, problems: list[Problem] | list[Example], style: str, encoder_decoder: bool = False
+) -> list[dict]:
     """`encode` for many problems at once, which a fast tokenizer does several times faster."""
-    asked = tokenizer([prompts.prompt(p) for p in problems])["input_ids"]
-    written = tokenizer([prompts.completion(p, style) for p in problems], add_special_tokens=False)["input_ids"]
+    examples = prompts.examples(problems, style)
+    asked = tokenize(tokenizer, [e.prompt for e in examples])
+    written = tokenizer([e.completion for e in examples], add_special_tokens=False)["input_ids"]
     rows = []
     for prompt, completion in zip(asked, written, strict=True):
         completion = [*completion, tokenizer.eos_token_id]
@@ -86,7 +92,7 @@ def encode_all(tokenizer, problems: list[Problem], style: str, encoder_decoder: 
     return rows
 
 
-def make_dataset(config: Config, tokenizer, problems: list[Problem], encoder_decoder: bool = False):
+def make_dataset(config: Config, tokenizer, problems: list[Problem] | list[Example], encoder_decoder: bool = False):
     """A `datasets.Dataset` of encoded problems; problems over max_length are left out, with a printed count.
 
     Raises InputError if none is left.
@@ -104,7 +110,7 @@ def make_dataset(config: Config, tokenizer, problems: list[Problem], encoder_dec
     return Dataset.from_dict({key: [row[key] for row in kept] for key in ("input_ids", "labels")})
 
 
-def load(config: Config, problems: list[Problem]):
+def load(config: Config, problems: list[Problem] | list[Example]):
     """(model, tokenizer): a preset gets a tokenizer built from the problems, anything else brings its own."""
     if config.model not in models.PRESETS:
         full = "float32" if config.lora_rank == 0 else config.dtype  # full training keeps float32 master weights
@@ -113,7 +119,7 @@ def load(config: Config, problems: list[Problem]):
         raise InputError(
             f"LoRA adapts a trained model, and {config.model} starts from scratch; use lora_rank 0 or a trained model."
         )
-    texts = [prompts.prompt(p) + prompts.solution(p) for p in problems[:2000]]
+    texts = [e.prompt + e.completion for e in prompts.examples(problems[:2000], "cot")]
     tokenizer = build_tokenizer(texts, config.vocab_size)
     models.seed_everything(config.seed)
     return models.load_model(config.model, tokenizer, device=config.device)
@@ -254,8 +260,12 @@ def last_checkpoint(out_dir: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
-def train(config: Config, train: list[Problem], valid: list[Problem], out_dir: str | Path) -> None:
+def train(
+    config: Config, train: list[Problem] | list[Example], valid: list[Problem] | list[Example], out_dir: str | Path
+) -> None:
     """Fine-tune on `train`, watching the loss on the first `valid_problems` of `valid`.
+
+    Problems are written in config.style; Examples are taken as they are, prompt and completion.
 
     Resumes from the last complete checkpoint in `out_dir`. On a CPU an interrupted run ends with the same weights,
     bit for bit, as an undisturbed one. Leaves in `out_dir`:

@@ -19,12 +19,11 @@ import shutil
 import signal
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 from lib import sources
 from lib.errors import InputError
-from lib.problems import Problem
 
 ROOT = Path(__file__).parents[1]
 OUTPUTS = Path(os.environ.get("WORKBENCH_OUTPUTS", ROOT / "outputs")).resolve()
@@ -80,7 +79,8 @@ class Stage:
         Found where the function's name, the sources it depends on, the config and the inputs are the same. Interrupted
         work goes on in the same directory, so `function` can resume from what it finds there.
         config   a dataclass; where a field is the absolute path of a file or folder, its bytes count too
-        inputs   lists of Problem, or paths: of a memo (known by its name) or of a file or folder (by its bytes)
+        inputs   lists of dataclasses (Problem, Example), or paths: of a memo (known by its name), of a file or folder
+                 (by its bytes), or a model's hub id
         """
         key = sources.digest(
             [
@@ -107,9 +107,12 @@ class Stage:
             path = Path(value)
             if path.is_relative_to(self.run_directory / "memo"):
                 return str(path.relative_to(self.run_directory / "memo"))
+            if not path.exists():
+                return str(value)
             files = sorted(path.rglob("*")) if path.is_dir() else [path]
             return [[str(file.relative_to(path)), file_hash(file)] for file in files if file.is_file()]
-        assert all(isinstance(item, Problem) for item in value), f"cannot tell the identity of a {type(value).__name__}"
+        known = isinstance(value, list) and all(is_dataclass(item) for item in value)
+        assert known, f"cannot tell the identity of a {type(value).__name__}"
         return sources.digest([asdict(item) for item in value])
 
     def publish(self, source: Path, name: str) -> Path:

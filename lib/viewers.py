@@ -57,6 +57,14 @@ def solution(problem: Problem, text: str | None = None) -> Html:
     )
 
 
+def transcript(prompt: str, text: str, right: bool) -> Html:
+    """What a model was given (grey) and what it wrote after it (green where right, red where wrong), as they are."""
+    style = "white-space:pre-wrap;font-family:monospace;padding:6px 8px;border-radius:6px;margin:4px 0"
+    shade = GOOD if right else BAD
+    written = f'<span style="background:{shade}">{escape(text)}</span>'
+    return Html(f'<div style="{style};background:{PLAIN}">{escape(prompt)}{written}</div>')
+
+
 def token_probabilities(tokens: list[dict]) -> Html:
     """A completion with each token's ground from red (improbable) to green (sure); point at one for the top five.
 

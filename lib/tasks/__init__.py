@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lib.errors import InputError
 from lib.problems import Problem, read_jsonl, split
+from lib.tasks import benchmarks
 
 DATA = Path(__file__).parents[2] / "data"
 SOURCES = ("word_problems", "modular_chain", "addition", "multiplication", "gsm8k")
@@ -23,10 +24,17 @@ def load(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[P
         raise InputError(
             f"Unknown source {source!r}; the sources are {', '.join(SOURCES)}, or any name with a path to its file."
         )
+    if source in benchmarks.NAMES:
+        raise InputError(f"{source} is a test set, not to be trained on; give its file as 01_data_inspection.{source}.")
     parts = find(source, path, n, seed, **sizes)
     if not parts["train"]:
         raise InputError(f"{source}: {path or 'what was asked for'} holds no problem to train on; ask for more.")
     return parts
+
+
+def test_set(name: str, path: str) -> dict[str, list[Problem]]:
+    """A published test set (lib.tasks.benchmarks) as splits, of which only "test" holds problems."""
+    return {"train": [], "valid": [], "test": benchmarks.read(name, path)}
 
 
 def find(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[Problem]]:
@@ -65,3 +73,16 @@ def keep_published(parts: dict[str, list[Problem]]) -> dict[str, list[Problem]]:
         return {"train": cut["train"], "valid": cut["valid"], "test": parts["test"]}
     cut = split(parts["train"])
     return cut if "valid" not in parts else {**cut, "train": cut["train"] + cut["valid"], "valid": parts["valid"]}
+
+
+def solve(problem: Problem) -> Problem | None:
+    """`problem` solved anew from its question, where its source can do that and the question is one of its own."""
+    if problem.source == "modular_chain":
+        from lib.tasks import modular_chain
+
+        return modular_chain.solve(problem.question, problem.meta.get("modulus", 5))
+    if problem.source in ("addition", "multiplication"):
+        from lib.tasks import arithmetic
+
+        return arithmetic.solve(problem) if arithmetic.QUESTION.fullmatch(problem.question) else None
+    return None

@@ -15,6 +15,7 @@ from lib.errors import InputError
 from lib.problems import Problem, make_problem, read_lines
 
 DIGITS = "[0-9](?: [0-9])*"
+QUESTION = re.compile(rf"({DIGITS}) ([*+]) ({DIGITS})")
 ROW = re.compile(rf"({DIGITS}) ([*+]) ({DIGITS})\|\|(.*) #### ({DIGITS})")
 
 
@@ -110,5 +111,5 @@ def to_line(problem: Problem) -> str:
 
 def solve(given: Problem) -> Problem:
     """`given` solved anew from its question, to compare a file's steps and answer with."""
-    a, operator, b = re.fullmatch(rf"({DIGITS}) ([*+]) ({DIGITS})", given.question).groups()
+    a, operator, b = QUESTION.fullmatch(given.question).groups()
     return problem(value_of(a), value_of(b), operator, len(a.split()), len(b.split()))

@@ -13,6 +13,7 @@ few enough problems (73,205 for 4 operations modulo 5) to say exactly which were
 """
 
 import random
+import re
 from itertools import product
 
 from lib.errors import InputError
@@ -63,3 +64,13 @@ def generate(n: int, n_operations: int = 4, modulus: int = 5, seed: int = 0) -> 
         new = problem(rng.randrange(modulus), tuple(rng.choices(moves, k=n_operations)), modulus)
         problems[new.id] = new
     return list(problems.values())
+
+
+def solve(question: str, modulus: int = 5) -> Problem | None:
+    """The problem that a question states, solved; None where it is no question of this task."""
+    if not re.fullmatch(r"v[0-9]+( [-+*] n[0-9]+)+ \?", question):
+        return None
+    start, *rest = question.removesuffix(" ?").split(" ")
+    chain = tuple((o, int(n[1:])) for o, n in zip(rest[::2], rest[1::2], strict=True))
+    fits = int(start[1:]) < modulus and all(move in operations(modulus) for move in chain)
+    return problem(int(start[1:]), chain, modulus) if fits else None

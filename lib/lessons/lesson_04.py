@@ -1,0 +1,130 @@
+"""Exercises of 04_rft_generation: a calculator step, the vote, keeping distinct paths."""
+
+from lib.lessons.check import Exercise
+
+
+def forced_writes_the_result(forced):
+    """After `<<expression=` comes the exact result and what closes the annotation."""
+    for text, expected in {"<<3+4=": "7>>", "He has 3 boxes. <<3*12=": "36>>", "<<5-8=": "-3>>"}.items():
+        assert forced(text) == expected, f"after {text!r} should come {expected!r}, found {forced(text)!r}"
+
+
+def forced_rounds_as_the_verifier_does(forced):
+    """A result that is no whole number is written as the workbench writes numbers."""
+    assert forced("<<1/3=") == "0.33>>", f"1/3 is written 0.33 here, found {forced('<<1/3=')!r}"
+    assert forced("<<10/4=") == "2.5>>", f"10/4 is written 2.5, found {forced('<<10/4=')!r}"
+
+
+def forced_leaves_the_model_alone(forced):
+    """Where no annotation is open, or no = has come yet, the model is free."""
+    for text in ("", "3+4=", "<<3+4", "<<3+4=7>>", "<<3+4=7>> so x ="):
+        assert forced(text) is None, f"{text!r} asks for nothing, found {forced(text)!r}"
+
+
+def forced_waits_for_the_equals_sign(forced):
+    """It acts right after =, not when the model has begun to write a result."""
+    assert forced("<<3+4=7") is None, "the result stands there already: a second one would be written behind it"
+
+
+def forced_survives_nonsense(forced):
+    """Where the expression has no value, the model is free, and nothing is ever executed."""
+    for text in ("<<1/0=", "<<apples=", "<<__import__('os').getcwd()=", "<<9**9**9=", "<<="):
+        assert forced(text) is None, f"{text!r} has no value, found {forced(text)!r}"
+
+
+def forced_reads_the_last_annotation(forced):
+    """What was closed before is over; the last annotation counts."""
+    text = "<<3+4=7>>\n<<7*2="
+    assert forced(text) == "14>>", f"after {text!r} should come '14>>', found {forced(text)!r}"
+
+
+def vote_takes_the_most_frequent(vote):
+    """The answer that most samples state wins."""
+    found = vote(["3", "5", "5", "4", "5", "3"])
+    assert found == "5", f"of 3 5 5 4 5 3 the vote is '5', found {found!r}"
+
+
+def vote_ignores_missing_answers(vote):
+    """A sample without an answer has no vote, however many there are."""
+    found = vote([None, "7", None, None])
+    assert found == "7", f"one stated answer against three missing ones: expected '7', found {found!r}"
+
+
+def vote_breaks_ties_by_order(vote):
+    """Of equally frequent answers the one that came first wins, so that the vote can be repeated."""
+    for answers in (["9", "1", "1", "9"], ["1", "9", "9", "1"], ["b", "a"]):
+        found = vote(list(answers))
+        assert found == answers[0], f"of {answers} expected {answers[0]!r}, found {found!r}"
+
+
+def vote_admits_there_is_none(vote):
+    """Without any answer there is none."""
+    for answers in ([], [None, None]):
+        assert vote(answers) is None, f"{answers} gave {vote(answers)!r}"
+
+
+A = "Six trays hold <<6*4=24>>24 jars.\n<<24-5=19>>19 are left.\n#### 19"
+A_IN_OTHER_WORDS = "There are <<6 * 4 = 24>>24 jars at first.\nThen <<24-5=19>>19.\n#### 19"
+B = "Per tray <<4*6=24>>24 jars.\n<<24-5=19>>19 are left.\n#### 19"
+C = "<<24-5=19>>19\n<<6*4=24>>24\n#### 19"
+
+
+def distinct_drops_the_same_equations(keep):
+    """Of two texts with the same equations, the first stays."""
+    found = list(keep([A, A_IN_OTHER_WORDS]))
+    assert found != [A, A_IN_OTHER_WORDS], "both were kept: blanks inside an annotation make no other equation"
+    assert found == [A], f"expected the first text alone, found {len(found)} texts"
+
+
+def distinct_keeps_other_orders(keep):
+    """4*6 is not 6*4, and the same equations in another order are another path."""
+    found = list(keep([A, B, C]))
+    assert found == [A, B, C], f"three paths came in, {len(found)} came out: order matters in and between equations"
+
+
+def distinct_keeps_the_order(keep):
+    """What stays keeps its order, and the list that came in is not changed."""
+    texts = [C, A, A_IN_OTHER_WORDS, B, C]
+    found = list(keep(texts))
+    assert texts == [C, A, A_IN_OTHER_WORDS, B, C], "the list that came in was changed"
+    assert found == [C, A, B], "expected the first text of each path, in the order in which they came"
+
+
+EXERCISES = {
+    "4.1": Exercise(
+        [
+            forced_writes_the_result,
+            forced_rounds_as_the_verifier_does,
+            forced_leaves_the_model_alone,
+            forced_waits_for_the_equals_sign,
+            forced_survives_nonsense,
+            forced_reads_the_last_annotation,
+        ],
+        [
+            "Find the last << of the text; what stands behind it is the annotation that may be open.",
+            "Partition the annotation at its first =: without one, or with anything behind it, return None.",
+            'before, marker, annotation = text.rpartition("<<"); expression, equals, rest = annotation.partition("=")',
+        ],
+    ),
+    "4.2": Exercise(
+        [
+            vote_takes_the_most_frequent,
+            vote_ignores_missing_answers,
+            vote_breaks_ties_by_order,
+            vote_admits_there_is_none,
+        ],
+        [
+            "Leave out None first; then it is a question of counting.",
+            "max(..., key=...) returns the first of several largest.",
+            "max(stated, key=stated.count) if stated else None",
+        ],
+    ),
+    "4.3": Exercise(
+        [distinct_drops_the_same_equations, distinct_keeps_other_orders, distinct_keeps_the_order],
+        [
+            "A dictionary from path to text keeps its order, and dict.setdefault keeps the first.",
+            "A path is a tuple of texts, one an annotation; remove the blanks.",
+            'tuple(f"{a}={b}".replace(" ", "") for a, b in answers.annotations(text))',
+        ],
+    ),
+}

@@ -1,0 +1,101 @@
+"""Rejection-sampling fine-tuning (Yuan et al., 2023): of many sampled solutions, learn from the right and new ones.
+
+Samples come from `lib.sampling`, of one model or several; here they are filtered. The fine-tuning that follows starts
+from the base model, not from the one that sampled: it is `lib.sft` with more data.
+"""
+
+from collections import Counter
+from dataclasses import replace
+
+from lib import answers
+from lib.errors import InputError
+from lib.problems import Problem
+
+# Why a sample is not learned from, in the order in which it is asked; "kept" is what remains.
+FATES = ("unfinished", "wrong answer", "broken step", "text after the answer", "path known", "kept")
+
+
+def equations(problem: Problem, text: str) -> tuple[str, ...]:
+    """What makes a path: its equations in order, blanks removed; for steps of one right form, its lines.
+
+    3+4 and 4+3 are two paths, and so are two orders of the same equations: the authors want it so.
+    """
+    if problem.meta.get("exact_steps"):
+        return tuple(" ".join(line.split()) for line in answers.chain(text).split("\n") if line.strip())
+    return tuple(f"{a}={b}".replace(" ", "") for a, b in answers.annotations(answers.chain(text)))
+
+
+def fate(problem: Problem, sample: dict) -> str:
+    """Why a sample can't be learned from, one of FATES; "kept" where it can, if its path is new."""
+    if not sample["finished"]:
+        return "unfinished"
+    if not sample["correct"]:
+        return "wrong answer"
+    if not sample["verified"]:
+        return "broken step"
+    text = sample["text"]
+    marker = answers.MARKER if answers.MARKER in text else None
+    tail = text.rpartition(marker)[2] if marker else text[len(answers.chain(text)) :]
+    if "\n" in tail.strip() or (marker and text.count(marker) > 1):
+        return "text after the answer"
+    return "kept"
+
+
+def distinct_paths(problem: Problem, texts: list[str], known: tuple[str, ...] = ()) -> list[str]:
+    """One text for each path, in the order in which the paths were found; `known` texts stay and are not returned.
+
+    Where two texts write the same equations, the one farther from the other kept texts stays (the sum of edit
+    distances), since it teaches other words for them.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    kept = {equations(problem, text): text for text in known}
+    gold = set(kept)
+    for text in texts:
+        key = equations(problem, text)
+        if key in gold:
+            continue
+        if key in kept and kept[key] != text:
+            others = [other for path, other in kept.items() if path != key]
+            new, old = (sum(Levenshtein.distance(t, other) for other in others) for t in (text, kept[key]))
+            text = text if new > old else kept[key]
+        kept[key] = text
+    return [text for key, text in kept.items() if key not in gold]
+
+
+def as_problem(problem: Problem, text: str, number: int) -> Problem:
+    """A solution as a training problem: question and answer are the original's, the steps are the text's."""
+    steps = [line.strip() for line in answers.chain(text).split("\n") if line.strip()]
+    return replace(problem, id=f"{problem.id}-path{number}", steps=tuple(steps))
+
+
+def collect(
+    problems: list[Problem], gold: list[Problem], pools: list[dict[str, list[dict]]], k: int
+) -> tuple[list[Problem], dict[str, int]]:
+    """(training set, how many samples met which of FATES).
+
+    problems  those that were sampled; of them only question and answer are looked at, unless they are among `gold`
+    gold      problems whose own solution may be learned; they open the training set
+    pools     samples by problem id (`sampling.read_samples`), of several models or seeds; the first k of each count
+    Raises InputError where fewer than k were drawn.
+    """
+    solutions = {p.id: "\n".join([*p.steps, f"{answers.MARKER} {p.answer}"]) for p in gold}
+    drawn = min((len(samples) for pool in pools for samples in pool.values()), default=k)
+    if k > drawn:
+        raise InputError(
+            f"The first {k} samples of each problem are asked for, but only {drawn} were drawn; draw more."
+        )
+    ledger: Counter = Counter()
+    found = list(gold)
+    for problem in problems:
+        texts = []
+        for sample in [s for pool in pools for s in pool.get(problem.id, [])[:k]]:
+            end = fate(problem, sample)
+            ledger[end] += end != "kept"
+            texts += [sample["text"]] if end == "kept" else []
+        known = (solutions[problem.id],) if problem.id in solutions else ()
+        paths = distinct_paths(problem, texts, known)
+        ledger["kept"] += len(paths)
+        ledger["path known"] += len(texts) - len(paths)
+        found += [as_problem(problem, text, number) for number, text in enumerate(paths)]
+    return found, {name: ledger[name] for name in FATES}

@@ -1,0 +1,290 @@
+"""New problems: a language model writes them with their solutions, a deterministic verifier decides which to keep.
+
+The writer is any causal model trained on `Example`s of `writing`: asked for a problem, it writes question, chain and
+answer. The verifier trusts nothing: it checks what can be checked of the text alone, repairs wrong arithmetic and
+checks again. What it cannot see is whether the words of a question mean its chain; two shares of the score stand in.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from lib import answers, calculator, generation
+from lib.decoding_calculator import Calculator
+from lib.errors import InputError
+from lib.models import load_model
+from lib.problems import Problem, make_problem, write_jsonl
+from lib.progress import Bar
+from lib.prompts import Example, solution
+from lib.rft import equations
+from lib.sampling import DRAWN, read_whole_lines
+from lib.tasks import solve
+
+NUMERAL = re.compile(calculator.NUMBER)
+WITH_REPEAT = re.compile(rf"<<([^\n]{{0,80}}?)>>({calculator.NUMBER})?")
+REQUEST = "Write a problem and its solution.\n"
+# Counts of drafts. Of the parsed, "verified" held as they were, "repaired" after repair; each ends as one of the last.
+LEDGER = ("drawn", "parsed", "verified", "repaired", "duplicate", "leaked", "below the threshold", "kept")
+# Numbers that a question may mean without writing their digits.
+WORDS = {
+    **{"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10},
+    **{"eleven": 11, "twelve": 12, "half": 2, "twice": 2, "double": 2, "thrice": 3, "triple": 3, "third": 3},
+    **{"quarter": 4, "dozen": 12, "week": 7, "year": 12, "hour": 60, "minute": 60, "day": 24, "percent": 100, "%": 100},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to write; names as in the course fork's generator where it has them.
+
+    num_samples_to_generate  problems to keep
+    budget                   drafts to draw at most, whatever was kept
+    quality_threshold        keep what scores at least this, in [0, 1]
+    block                    drafts at a time
+    calculator               compute results while the model writes
+    round                    which round of a loop this is; stands in every record
+    """
+
+    num_samples_to_generate: int = 200
+    budget: int = 2000
+    quality_threshold: float = 0.8
+    block: int = 256
+    temperature: float = 0.8
+    max_new_tokens: int = 200
+    calculator: bool = True
+    batch_tokens: int = 16384
+    dtype: str = "float32"
+    device: str = "auto"
+    seed: int = 0
+    round: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.quality_threshold <= 1:
+            raise InputError(f"quality_threshold must lie between 0 and 1, not {self.quality_threshold}.")
+        if self.temperature <= 0:
+            raise InputError("A writer that is to write different problems needs a temperature above 0.")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A draft after verification: the problem (None where the text holds none), its score, the checks behind it.
+
+    checks  shares in [0, 1]: steps_hold, answer_agrees, operands_traceable, numbers_used; their product is the score
+    """
+
+    problem: Problem | None
+    score: float
+    repaired: bool
+    checks: dict[str, float]
+
+
+def writing(problems: list[Problem]) -> list[Example]:
+    """What a writer learns from: asked to write, it writes a question, its chain and its answer."""
+    return [Example(p, REQUEST, f"{p.question}\n{solution(p)}", "writing") for p in problems]
+
+
+def parse(text: str, like: Problem) -> Problem | None:
+    """The problem that a text states, of the same source as `like`; None where it states none.
+
+    Its first line is the question, then come steps, and last a line `#### answer`.
+    """
+    if text.count(answers.MARKER) != 1:
+        return None
+    question, _, rest = text.strip().partition("\n")
+    steps = [line.strip() for line in answers.chain(rest).split("\n") if line.strip()]
+    answer = answers.extract(rest)
+    tail = rest.rpartition(answers.MARKER)[2].strip()
+    if not question.strip() or not steps or answer is None or "\n" in tail or answers.MARKER in question:
+        return None
+    meta = {key: value for key, value in like.meta.items() if key != "canonical"}
+    return make_problem(question.strip(), steps, answer, like.source, **meta)
+
+
+def repair(problem: Problem) -> Problem:
+    """Its chain with every result computed anew, in the annotations, in the text behind them and in what follows.
+
+    A result that changed is replaced where later steps use it, and in the answer where the answer was the last result.
+    """
+    asked = set(NUMERAL.findall(problem.question))
+    changed: dict[str, str] = {}  # a result as it was written -> as it should be
+    results: list[tuple[str, str]] = []  # each result as it was written, as it should be
+
+    def compute(match: re.Match) -> str:
+        expression, _, stated = match[1].partition("=")
+        expression = NUMERAL.sub(lambda number: changed.get(number[0], number[0]), expression)
+        value = calculator.evaluate(expression).value
+        if value is None:
+            return match[0]
+        right = stated if calculator.agrees(value, stated) else calculator.format_number(value)
+        if right != stated and stated not in asked:
+            changed[stated] = right
+        results.append((stated, right))
+        return f"<<{expression}={right}>>{right if match[2] == stated else match[2] or ''}"
+
+    steps = [WITH_REPEAT.sub(compute, step) for step in problem.steps]
+    stated, right = results[-1] if results else (problem.answer, problem.answer)
+    answer = right if stated and answers.same(stated, problem.answer) else problem.answer
+    return make_problem(problem.question, steps, answer, problem.source, **problem.meta)
+
+
+def check(problem: Problem) -> dict[str, float]:
+    """The four shares behind a score; see Judged. A chain without annotations has no step that holds."""
+    steps = answers.check_steps(problem, solution(problem))
+    pairs = answers.annotations("\n".join(problem.steps))
+    given = [Fraction(number.replace(",", "").rstrip(".")) for number in NUMERAL.findall(problem.question)]
+    words = re.findall(r"[a-z]+|%", problem.question.lower())
+    meant = {Fraction(WORDS[word]) for word in words if word in WORDS}
+    meant |= {Fraction(WORDS[word.rstrip("s")]) for word in words if word.rstrip("s") in WORDS}
+    known, traced, operands, used = set(given) | meant, 0, 0, set()
+    for expression, stated in pairs:
+        for number in NUMERAL.findall(expression):
+            value = Fraction(number.replace(",", "").rstrip("."))
+            operands += 1
+            traced += value in known
+            used.add(value)
+        result = answers.number(stated)
+        if result is not None:
+            known.add(result)
+    return {
+        "steps_hold": sum(step.ok for step in steps) / len(steps) if steps else 0.0,
+        "answer_agrees": float(bool(pairs) and answers.same(pairs[-1][1] or "?", problem.answer)),
+        "operands_traceable": traced / operands if operands else 0.0,
+        "numbers_used": sum(number in used for number in given) / len(given) if given else 1.0,
+    }
+
+
+def judge(text: str, like: Problem) -> Judged:
+    """Parse, check, repair where steps or answer do not hold, and check again; never raises.
+
+    A source whose problems can be solved from their question (`tasks.solve`) is solved: steps and answer must be those,
+    and repairing means to put them there.
+    """
+    problem = parse(text, like)
+    if problem is None:
+        return Judged(None, 0.0, False, {})
+    if (solved := solve(problem)) is not None:
+        right = (problem.steps, problem.answer) == (solved.steps, solved.answer)
+        return Judged(solved, 1.0, not right, {"solved": 1.0})
+    checks = check(problem)
+    repaired = min(checks["steps_hold"], checks["answer_agrees"]) < 1
+    if repaired:
+        problem = repair(problem)
+        checks = check(problem)
+    score = 1.0
+    for share in checks.values():
+        score *= share
+    return Judged(problem, score, repaired, checks)
+
+
+def sift(config: Config, drafts: list[str], known: list[Problem], test: list[Problem]):
+    """(records to keep, ledger, what became of each draft), for drafts judged one after another.
+
+    A draft is a "duplicate" where its question is that of a known problem or of an earlier draft, "leaked" where it is
+    that of a test problem or, in a task that is split by its chains, where its chain is.
+    A record is {"id", "src", "tgt", "answer", "score", "checks", "corrected", "round"}: what a reasoner trains on.
+    """
+    seen, held = {normal(p.question) for p in known}, {normal(p.question) for p in test}
+    chains = {chain_form(p) for p in test if p.meta.get("canonical")}
+    ledger, records, fates = Counter(), [], []
+    for text in drafts:
+        judged, fate = judge(text, known[0]), "not parsed"
+        ledger["drawn"] += 1
+        if judged.problem is not None:
+            holds = min(judged.checks.get(name, 1.0) for name in ("steps_hold", "answer_agrees")) == 1
+            ledger["parsed"] += 1
+            ledger["verified"] += holds and not judged.repaired
+            ledger["repaired"] += holds and judged.repaired
+            question = normal(judged.problem.question)
+            fate = "kept"
+            if question in held or chain_form(judged.problem) in chains:
+                fate = "leaked"
+            elif question in seen:
+                fate = "duplicate"
+            elif judged.score < config.quality_threshold:
+                fate = "below the threshold"
+            ledger[fate] += 1
+        fates.append({"text": text, "fate": fate, "score": judged.score, "repaired": judged.repaired, **judged.checks})
+        if fate == "kept":
+            seen.add(question)
+            records.append(record(judged, config.round))
+            if len(records) == config.num_samples_to_generate:
+                break
+    return records, {name: ledger[name] for name in LEDGER}, fates
+
+
+def normal(question: str) -> str:
+    """A question in lower case, its words joined by single blanks, without punctuation at its ends."""
+    return " ".join(question.lower().split()).strip(".?! ")
+
+
+def chain_form(problem: Problem) -> tuple[str, ...]:
+    """Its equations (or steps of one right form), the operands of a sum or product of two in order of size."""
+    found = []
+    for equation in equations(problem, solution(problem)):
+        match = re.fullmatch(r"([0-9.]+)([+*])([0-9.]+)=(.*)", equation)
+        if match:
+            a, b = sorted((match[1], match[3]), key=float)
+            equation = f"{a}{match[2]}{b}={match[4]}"
+        found.append(equation)
+    return tuple(found)
+
+
+def record(judged: Judged, round: int) -> dict:
+    """The JSON record of a kept draft."""
+    p = judged.problem
+    return {
+        "id": p.id,
+        "src": p.question,
+        "tgt": solution(p),
+        "answer": p.answer,
+        "score": judged.score,
+        "checks": judged.checks,
+        "corrected": judged.repaired,
+        "round": round,
+    }
+
+
+def write(config: Config, known: list[Problem], test: list[Problem], model: str | Path, out_dir: str | Path) -> None:
+    """Have the writer at `model` write until enough is kept or the budget ends. Leaves in `out_dir`:
+
+    generated.json   the kept records, a JSON list
+    ledger.json      how many drafts met which of LEDGER
+    drafts.jsonl     every draft with its fate, score and shares
+    known gives the source and what is not new; goes on where an interrupted call stopped.
+    """
+    out_dir = Path(out_dir)
+    language_model, tokenizer = load_model(str(model), dtype=config.dtype, device=config.device)
+    drawn = read_whole_lines(out_dir / DRAWN)
+    with open(out_dir / DRAWN, "a") as file, Bar("new problems", config.num_samples_to_generate) as bar:
+        records, ledger, fates = [], {}, []
+        while True:
+            drafts = [text for block in drawn for text in block]
+            before = len(records)
+            records, ledger, fates = sift(config, drafts, known, test)
+            bar.update(len(records) - before, drawn=len(drafts))
+            if len(records) >= config.num_samples_to_generate or len(drafts) >= config.budget:
+                break
+            numbers = list(range(len(drafts), min(len(drafts) + config.block, config.budget)))
+            found = generation.generate(
+                language_model,
+                tokenizer,
+                [REQUEST] * len(numbers),
+                config.max_new_tokens,
+                config.temperature,
+                config.seed,
+                numbers,
+                Calculator(tokenizer) if config.calculator else None,
+                batch_tokens=config.batch_tokens,
+            )
+            drawn.append([g.text if g.finished else "" for g in found])
+            file.write(json.dumps(drawn[-1]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    (out_dir / "generated.json").write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+    (out_dir / "ledger.json").write_text(json.dumps(ledger, indent=1) + "\n")
+    write_jsonl(out_dir / "drafts.jsonl", fates)
+    (out_dir / DRAWN).unlink()
