@@ -49,9 +49,6 @@ class ChoiceConfig:
 
     by: str = "vote"
     n_samples: int = 8
-    batch_size: int = 64
-    dtype: str = "float32"
-    device: str = "auto"
 
     def __post_init__(self):
         if self.by not in ("vote", "verifier"):
@@ -112,30 +109,20 @@ def evaluate(
     write_predictions(Path(out_dir), asked, found, [g.seconds for g in single])
 
 
-def choose(config: ChoiceConfig, problems: list[Problem] | list[Example], samples_dir, verifier, out_dir) -> None:
-    """One of the samples of each problem; writes what `evaluation.evaluate` writes, and scores.jsonl for a verifier.
+def choose(config: ChoiceConfig, problems: list[Problem] | list[Example], samples_dir, scores_dir, out_dir) -> None:
+    """One of the samples of each problem: by vote, or by the scores that `selection.rate` left in `scores_dir`.
 
-    A choice costs what its samples cost: tokens and seconds of all n are counted. Unfinished samples are not chosen
-    where another has an answer.
+    Writes what `evaluate` writes. A choice costs what its samples cost: tokens and seconds of all n are counted.
     """
-    asked = prompts.examples(problems)
-    samples = {name: found[: config.n_samples] for name, found in read_samples(samples_dir).items()}
-    offered = [samples[e.problem.id] for e in asked]
-    scores: list[list[float]] = [[] for _ in asked]
-    if config.by == "verifier":
-        network, tokenizer = selection.load_verifier(verifier, config.dtype, config.device)
-        pairs = [(e, s["text"]) for e, found in zip(asked, offered, strict=True) for s in found]
-        values = iter(
-            selection.score(network, tokenizer, [e for e, _ in pairs], [t for _, t in pairs], config.batch_size)
-        )
-        scores = [[next(values) * s["finished"] for s in found] for found in offered]
-        write_jsonl(
-            Path(out_dir) / "scores.jsonl",
-            [{"problem": e.problem.id, "scores": row} for e, row in zip(asked, scores, strict=True)],
-        )
+    asked, samples = prompts.examples(problems), read_samples(samples_dir)
+    scores = selection.read_scores(scores_dir) if config.by == "verifier" else {}
     chosen = []
-    for found, row in zip(offered, scores, strict=True):
-        place = selection.vote([s["answer"] for s in found]) if config.by == "vote" else row.index(max(row))
+    for example in asked:
+        found = samples[example.problem.id][: config.n_samples]
+        place = selection.vote([s["answer"] for s in found])
+        if config.by == "verifier":
+            row = scores[example.problem.id][: config.n_samples]
+            place = row.index(max(row))
         best = found[place or 0]
         tokens, seconds = sum(s["tokens"] for s in found), sum(s["seconds"] for s in found)
         chosen.append(Generation(best["text"], tokens, best["finished"], seconds))

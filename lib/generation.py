@@ -165,7 +165,8 @@ class Chooser:
         edge = self.uniforms[:, step : step + 1] * cumulative[:, -1:]
         return (cumulative <= edge).sum(-1)
 
-    def keep(self, rows) -> None:
+    def keep(self, rows: list[int]) -> None:
+        """Only these rows go on, in this order."""
         self.uniforms = self.uniforms[rows]
 
 
@@ -179,7 +180,7 @@ def decode(model, tokenizer, asked, max_new_tokens: int, choose: Chooser, calcul
     rows = torch.tensor([places[prompt] for prompt, _ in asked], device=model.device)
     if len(unique) < len(asked):
         logits = logits[rows]
-        keep(state, rows)
+        repeat(state, rows)
     ends = stop_ids(model, tokenizer)
     written: list[list[int]] = [[] for _ in asked]
     active = list(range(len(asked)))  # the row of `asked` that each row of the batch is
@@ -197,13 +198,18 @@ def decode(model, tokenizer, asked, max_new_tokens: int, choose: Chooser, calcul
             break
         if calculator:
             calculator.advance(chosen)
-        if len(going) < len(active):  # finished rows leave
-            active, chosen = [active[i] for i in going], [chosen[i] for i in going]
-            index = torch.tensor(going, device=model.device)
-            keep(state, index)
-            choose.keep(index)
+        if len(going) < len(active):  # finished rows leave; the last ones take their places
+            holes = [i for i in range(len(going)) if chosen[i] in ends]
+            movers = [i for i in going if i >= len(going)]
+            places = dict(zip(holes, movers, strict=True))
+            order = [places.get(i, i) for i in range(len(going))]
+            active, chosen = [active[i] for i in order], [chosen[i] for i in order]
+            leave(
+                state, *(torch.tensor(rows, dtype=torch.long, device=model.device) for rows in (order, holes, movers))
+            )
+            choose.keep(order)
             if calculator:
-                calculator.keep(going)
+                calculator.keep(order)
         logits = advance(model, state, torch.tensor(chosen, device=model.device))
     bar.update(len(going))
     return written
@@ -215,7 +221,9 @@ def read(model, tokenizer, prompts: list[list[int]]):
     Padding is on the left for causal models, since generation goes on from the last position.
     """
     import torch
-    from transformers import DynamicCache, EncoderDecoderCache
+    from transformers import EncoderDecoderCache
+
+    from lib.kv_cache import roomy_cache
 
     two_sided = model.config.is_encoder_decoder
     width = max(1, max(map(len, prompts)))
@@ -229,10 +237,10 @@ def read(model, tokenizer, prompts: list[list[int]]):
     if two_sided:
         encoded = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
         state = {"attention_mask": mask, "encoded": encoded}
-        state["cache"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        state["cache"] = EncoderDecoderCache(roomy_cache(), roomy_cache())
         start = torch.full((len(prompts),), model.config.decoder_start_token_id, device=model.device)
         return advance(model, state, start), state
-    state = {"attention_mask": mask, "cache": DynamicCache(config=model.config)}
+    state = {"attention_mask": mask, "cache": roomy_cache(model.config)}
     output = model(
         input_ids=ids,
         attention_mask=mask,
@@ -270,12 +278,24 @@ def advance(model, state: dict, tokens):
     return output.logits[:, -1]
 
 
-def keep(state: dict, rows) -> None:
-    """Let only `rows` go on, in this order; a row may be named several times."""
+def repeat(state: dict, rows) -> None:
+    """Go on with these rows; a row may be named several times."""
     state["cache"].batch_select_indices(rows)
     for name in ("attention_mask", "encoded"):
         if name in state:
             state[name] = state[name][rows]
+
+
+def leave(state: dict, order, holes, movers) -> None:
+    """Go on with the rows `order`: the first ones as they stand, but that the rows `movers` take the places `holes`."""
+    from lib import kv_cache
+
+    cache = state["cache"]
+    for part in (cache.self_attention_cache, cache.cross_attention_cache) if "encoded" in state else (cache,):
+        kv_cache.leave(part, order, holes, movers)
+    for name in ("attention_mask", "encoded"):
+        if name in state:
+            state[name] = state[name][order]
 
 
 def token_probabilities(model, tokenizer, prompt: str, completion: str, top: int = 5) -> list[dict]:

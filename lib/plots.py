@@ -7,10 +7,17 @@ from pathlib import Path
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442"]
 
 
+# Neighbours in a picture differ; colours come again after eight.
+METHODS = (
+    "cot answer_only rft verifier self_consistency cot_calculator zero_shot_answer in_context_answer zero_shot_cot "
+    "in_context_cot"
+).split()
+
+
 def colour(method: str) -> str:
     """The colour of a method, the same in every picture."""
-    first = ["cot", "answer_only"]
-    return COLOURS[first.index(method) if method in first else 2 + sum(method.encode()) % (len(COLOURS) - 2)]
+    place = METHODS.index(method) if method in METHODS else 2 + sum(method.encode()) % 6
+    return COLOURS[place % len(COLOURS)]
 
 
 def axes(rows: int = 1, columns: int = 1, width: float = 4.2, height: float = 3.0):
@@ -163,7 +170,7 @@ def token_lengths(lengths: dict[str, list[list[int]]]) -> object:
     ax.set_yticklabels(lengths)
     ax.invert_yaxis()
     ax.margins(x=0.15)
-    ax.legend(frameon=False, loc="lower right")
+    ax.legend(frameon=False, loc="upper right")
     return figure
 
 

@@ -109,12 +109,16 @@ def make_rows(config: Config, tokenizer, problems, samples: dict[str, list[dict]
 def load_verifier(model: str | Path, dtype: str = "float32", device: str = "auto"):
     """(verifier, tokenizer): a model directory or hub id with one output a token; a new head where it has none."""
     from transformers import AutoModelForTokenClassification
+    from transformers.utils import logging
 
     models.quiet()
     if (Path(model) / "adapter_config.json").exists():
         raise InputError(f"{model}: a verifier starts from a whole model, not from an adapter; merge it first.")
     tokenizer = models.load_tokenizer(str(model))
+    report = logging.get_verbosity()
+    logging.set_verbosity_error()  # a new head is no news
     network = AutoModelForTokenClassification.from_pretrained(model, num_labels=1, dtype=models.pick_dtype(dtype))
+    logging.set_verbosity(report)
     return network.to(models.pick_device(device)), tokenizer
 
 
@@ -173,3 +177,24 @@ def score(network, tokenizer, examples: list[Example], texts: list[str], batch_s
                 scores[place] = value
             bar.update(len(places))
     return scores
+
+
+def rate(config: Config, problems: list[Problem] | list[Example], samples_dir, verifier: str | Path, out_dir) -> None:
+    """Score every sample of `samples_dir` for `problems`; one that came to no end gets 0.
+
+    scores.jsonl  one line a problem: id, scores, in the order of its samples
+    """
+    network, tokenizer = load_verifier(verifier, config.dtype, config.device)
+    asked, samples = prompts.examples(problems), read_samples(samples_dir)
+    pairs = [(e, s) for e in asked for s in samples[e.problem.id]]
+    values = score(network, tokenizer, [e for e, _ in pairs], [s["text"] for _, s in pairs])
+    scores: dict[str, list[float]] = {e.problem.id: [] for e in asked}
+    for (e, s), value in zip(pairs, values, strict=True):
+        scores[e.problem.id].append(value if s["finished"] else 0.0)
+    write_jsonl(Path(out_dir) / "scores.jsonl", [{"id": name, "scores": row} for name, row in scores.items()])
+
+
+def read_scores(directory: str | Path) -> dict[str, list[float]]:
+    """{problem id: the scores of its samples} of a finished rating."""
+    lines = (Path(directory) / "scores.jsonl").read_text().splitlines()
+    return {line["id"]: line["scores"] for line in map(json.loads, lines)}

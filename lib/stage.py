@@ -107,7 +107,7 @@ class Stage:
             path = Path(value)
             if path.is_relative_to(self.run_directory / "memo"):
                 return str(path.relative_to(self.run_directory / "memo"))
-            if not path.exists():
+            if not str(value) or not path.exists():
                 return str(value)
             files = sorted(path.rglob("*")) if path.is_dir() else [path]
             return [[str(file.relative_to(path)), file_hash(file)] for file in files if file.is_file()]
