@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run test test-slow test-gpu lab lint bench clean
+.PHONY: run test test-slow test-gpu test-vllm lab lint bench clean
 
 run: .venv/ready            ## the embedded default, from problems to outputs/default/09_evaluation/report.html
 	$(BIN)/python run_all.py
@@ -15,6 +15,9 @@ test-slow: .venv/ready      ## what takes minutes: processes killed at random, l
 
 test-gpu: .venv/ready       ## what needs a GPU
 	$(BIN)/python -m pytest -q -m gpu
+
+test-vllm: .venv-vllm/ready ## the vLLM backend on a real engine, on the CPU, in an environment of its own
+	@test ! -e .venv-vllm/ready || .venv-vllm/bin/python -m pytest -q -m vllm -rs tests/test_vllm.py
 
 lab: .venv/ready            ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -31,5 +34,8 @@ bench: .venv/ready          ## speeds as ratios to stated baselines, in outputs/
 	$(BIN)/python -m pip install --quiet -e ".[all]"
 	touch $@
 
-clean:                      ## remove the environment; outputs stay
-	rm -rf .venv
+.venv-vllm/ready: pyproject.toml tests/vllm_environment.sh
+	@PYTHON="$(PYTHON)" sh tests/vllm_environment.sh
+
+clean:                      ## remove the environments; outputs stay
+	rm -rf .venv .venv-vllm

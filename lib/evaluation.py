@@ -45,14 +45,18 @@ class Config:
 
 @dataclass(frozen=True)
 class ChoiceConfig:
-    """Which samples to choose from: the first `n_samples` of each problem, by "vote" or "verifier"."""
+    """Which samples to choose from, the first `n_samples` of each problem, and how.
+
+    by  "vote": the answer that most state; "verifier": the sample with the highest score; "weighted_vote": the answer
+        whose samples have the highest sum of scores (Li et al., 2023)
+    """
 
     by: str = "vote"
     n_samples: int = 8
 
     def __post_init__(self):
-        if self.by not in ("vote", "verifier"):
-            raise InputError(f"Unknown way to choose {self.by!r}; use vote or verifier.")
+        if self.by not in ("vote", "verifier", "weighted_vote"):
+            raise InputError(f"Unknown way to choose {self.by!r}; use vote, verifier or weighted_vote.")
 
 
 def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -115,14 +119,12 @@ def choose(config: ChoiceConfig, problems: list[Problem] | list[Example], sample
     Writes what `evaluate` writes. A choice costs what its samples cost: tokens and seconds of all n are counted.
     """
     asked, samples = prompts.examples(problems), read_samples(samples_dir)
-    scores = selection.read_scores(scores_dir) if config.by == "verifier" else {}
+    scores = selection.read_scores(scores_dir) if config.by != "vote" else {}
     chosen = []
     for example in asked:
         found = samples[example.problem.id][: config.n_samples]
-        place = selection.vote([s["answer"] for s in found])
-        if config.by == "verifier":
-            row = scores[example.problem.id][: config.n_samples]
-            place = row.index(max(row))
+        row = scores[example.problem.id][: config.n_samples] if scores else None
+        place = row.index(max(row)) if config.by == "verifier" else selection.vote([s["answer"] for s in found], row)
         best = found[place or 0]
         tokens, seconds = sum(s["tokens"] for s in found), sum(s["seconds"] for s in found)
         chosen.append(Generation(best["text"], tokens, best["finished"], seconds))
@@ -159,7 +161,7 @@ def merge(stages: list[Path]) -> tuple[list[dict], list[dict]]:
     Raises InputError if none has.
     """
     stages = [stage for stage in stages if (stage / "rows.jsonl").exists()]
-    if not stages:
+    if not any((stage / "rows.jsonl").stat().st_size for stage in stages):
         raise InputError("This run has no results to show yet; make some first: python run_all.py --until 03.")
     rows = [row for stage in stages for row in read_rows(stage / "rows.jsonl")]
     predictions = [row for stage in stages for row in read_rows(stage / "predictions.jsonl")]
@@ -283,7 +285,7 @@ def against_cot(rows: list[dict], predictions: list[dict]) -> list[dict]:
 
 def spelled(which: dict) -> str:
     """{"method": "rft", "k": 8} as "rft k 8"."""
-    return " ".join([which["method"], *(f"{k} {v}" for k, v in which.items() if k != "method")])
+    return " ".join(str(v) if k == "method" else f"{k} {v}" for k, v in which.items())
 
 
 def any_right(samples_dir: str | Path, n: int) -> float:

@@ -177,17 +177,18 @@ def token_lengths(lengths: dict[str, list[list[int]]]) -> object:
 def accuracy_of_choices(rows: list[dict], reachable: list[dict]) -> object:
     """Accuracy of choosing among n samples, by vote and by verifier, one panel a task; dashed: any of them right.
 
-    rows       result rows with setting["n"]; reachable  [{"task", "seed", "n", "accuracy"}]
+    rows       result rows with setting["n"] and setting["by"]; reachable  [{"task", "seed", "n", "accuracy"}]
     """
     tasks = sorted({row["task"] for row in rows}, reverse=True)
+    shades = {"vote": COLOURS[4], "verifier": COLOURS[3], "weighted_vote": COLOURS[5]}
     figure, grid = axes(1, max(1, len(tasks)), width=5)
     for ax, task in zip(grid, tasks, strict=False):
-        points = [(r["method"], r["seed"], r["setting"]["n"], r["accuracy"]) for r in rows if r["task"] == task]
+        points = [(r["setting"]["by"], r["seed"], r["setting"]["n"], r["accuracy"]) for r in rows if r["task"] == task]
         points += [("any sample right", r["seed"], r["n"], r["accuracy"]) for r in reachable if r["task"] == task]
         for method in dict.fromkeys(p[0] for p in points):
             for i, seed in enumerate(sorted({p[1] for p in points})):
                 line = sorted((n, accuracy) for name, s, n, accuracy in points if (name, s) == (method, seed))
-                shade, style = (colour(method), "o-") if method != "any sample right" else ("#888888", "--")
+                shade, style = (shades[method], "o-") if method in shades else ("#888888", "--")
                 ax.plot(*zip(*line, strict=True), style, color=shade, label=method if i == 0 else None)
         ax.set(title=task, xscale="log", xlabel="samples a problem", ylabel="accuracy", ylim=(0, 1.02))
         ax.set_xticks(ticks := sorted({p[2] for p in points}), [str(tick) for tick in ticks])

@@ -107,6 +107,7 @@ def draw_batches(config: Config, asked: list[Example], requests, model, done: in
         engine = generation_vllm.load(
             str(model),
             dtype=config.dtype,
+            device=config.device,
             memory_fraction=config.memory_fraction,
             max_model_len=config.max_model_len or None,
             max_sequences=config.max_sequences or 256,
@@ -118,11 +119,15 @@ def draw_batches(config: Config, asked: list[Example], requests, model, done: in
         batches = generation.stream(
             language_model, tokenizer, texts, *how, calculator, batch_tokens=config.batch_tokens, **narrow
         )
-    for rows, generations in batches:
-        counts = calculator.counts if calculator else {}
-        yield {"rows": rows, "generations": [asdict(g) for g in generations], "calculator": counts}
-        if calculator:
-            calculator.reset_counts()
+    try:
+        for rows, generations in batches:
+            counts = calculator.counts if calculator else {}
+            yield {"rows": rows, "generations": [asdict(g) for g in generations], "calculator": counts}
+            if calculator:
+                calculator.reset_counts()
+    finally:
+        if config.backend == "vllm":
+            generation_vllm.close()  # training that follows needs the memory
 
 
 def judge(problem: Problem, text: str) -> dict:

@@ -45,7 +45,7 @@ class Config:
     budget                   drafts to draw at most, whatever was kept
     quality_threshold        keep what scores at least this, in [0, 1]
     block                    drafts at a time
-    calculator               compute results while the model writes
+    calculator               compute results while the model writes; else what is wrong is repaired afterwards
     round                    which round of a loop this is; stands in every record
     """
 
@@ -55,7 +55,7 @@ class Config:
     block: int = 256
     temperature: float = 0.8
     max_new_tokens: int = 200
-    calculator: bool = True
+    calculator: bool = False
     batch_tokens: int = 16384
     dtype: str = "float32"
     device: str = "auto"

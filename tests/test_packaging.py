@@ -142,6 +142,7 @@ def test_what_knows_no_torch_loads_none():
 def test_no_module_loads_torch_before_it_is_used():
     modules = [path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in CODE]
     modules = [name.removesuffix(".__init__") for name in modules]
+    modules.remove("lib.kv_cache")  # a subclass of the library's; generation loads it when it decodes
     code = f"import sys; {'; '.join(f'import {name}' for name in modules)}; print('torch' in sys.modules)"
     assert python(code) == "False"
 
@@ -152,11 +153,11 @@ def test_what_knows_no_model_imports_none():
         "calculator": set(),
         "errors": set(),
         "problems": {"errors"},
-        "prompts": {"problems"},
+        "prompts": {"errors", "problems"},
         "answers": {"calculator", "problems"},
         "tokenization": set(),
         "models": {"errors"},
-        "generation": {"progress"},
+        "generation": {"kv_cache", "progress", "tokenization"},
     }
     for name, known in allowed.items():
         tree = ast.parse((ROOT / "lib" / f"{name}.py").read_text())
