@@ -13,8 +13,8 @@ from lib import calculator
 from lib.problems import Problem
 
 MARKER = "####"
-STATED = re.compile(r"the answer is:? ?([^\n]*)", re.IGNORECASE)  # the other way to state an answer
-ANNOTATION = re.compile(r"<<([^\n]{0,80}?)>>")
+STATED = re.compile(r"the answer is:? ?", re.IGNORECASE)  # the other way to state an answer
+ANNOTATION = re.compile(rf"<<([^\n]{{0,{calculator.MAX_ANNOTATION}}}?)>>")
 # A sign may stand before or after a currency sign; a fraction is two whole numbers. `%` and a final stop are dropped.
 NUMBER = re.compile(rf"([-+−]?) ?[$€£]? ?([-+−]?)({calculator.NUMBER})(?: ?/ ?([0-9]{{1,15}}))?")
 # What may not follow a number: another one, or an operator with one (5-3 is no answer, it is a task).
@@ -36,20 +36,30 @@ def extract(text: str) -> str | None:
     It is what follows the last `####` that is followed by anything on its line; in a text without `####`, what follows
     the last "The answer is".
     """
-    parts = text.split(MARKER)[1:] if MARKER in text else STATED.findall(text)
-    for part in reversed(parts):
-        answer = part.lstrip("#").partition("\n")[0].strip()
-        if answer.strip("."):
+    if MARKER not in text:
+        return _stated(text)[1]
+    for part in reversed(text.split(MARKER)[1:]):
+        if (answer := _first_line(part.lstrip("#"))).strip("."):
             return answer
     return None
 
 
 def chain(text: str) -> str:
     """A text without the answer that it states at its end: what stands before the last `####` or "The answer is"."""
-    if MARKER in text:
-        return text.rpartition(MARKER)[0]
-    stated = list(STATED.finditer(text))
-    return text[: stated[-1].start()] if stated else text
+    return text.rpartition(MARKER)[0] if MARKER in text else text[: _stated(text)[0]]
+
+
+def _stated(text: str) -> tuple[int, str | None]:
+    """Where the last "The answer is" begins that is followed by anything, and by what; (length, None) without one."""
+    for found in reversed(list(STATED.finditer(text))):
+        answer = _first_line(STATED.split(text[found.end() :])[0])
+        if answer.strip("."):
+            return found.start(), answer
+    return len(text), None
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0].strip()
 
 
 def number(text: str) -> Fraction | None:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 MAX_LENGTH = 64  # characters
+MAX_ANNOTATION = 80  # characters between << and >>: expression, =, result
 MAX_DIGITS = 15  # digits of one number
 MAX_TOKENS = 32  # numbers, operators and brackets
 MAX_NESTING = 16  # brackets and signs inside one another

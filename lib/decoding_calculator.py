@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-from lib.calculator import MAX_LENGTH, evaluate, format_number
+from lib.calculator import MAX_ANNOTATION, MAX_LENGTH, evaluate, format_number
 from lib.errors import InputError
 
 
@@ -38,7 +38,7 @@ class Calculator:
         self.tokenizer, self.form = tokenizer, form
         self.ends = re.compile(f"=|\n|{re.escape(form.close)}")
         self.anchor = tokenizer("0", add_special_tokens=False)["input_ids"]
-        self.texts: dict[int, str] = {}  # id -> the text it adds
+        self.texts: dict[tuple[int, ...], str] = {}  # ids -> the text they add
         self.plain: set[int] = set()  # ids that cannot begin a marker
         self.results: dict[tuple[str, str], list[int] | None] = {}
         self.reset_counts()
@@ -52,6 +52,7 @@ class Calculator:
         """Begin with `rows` rows that have written nothing yet; what is counted goes on."""
         self.open: list[str] = [""] * rows  # the text since a marker that may be open; "" where none is
         self.forced: dict[int, list[int]] = {}  # row -> the ids that must come, the next one last
+        self.partial: dict[int, list[int]] = {}  # row -> ids that are the beginning of a character's bytes
         self.differed: set[int] = set()  # rows whose present annotation was counted as overridden
 
     def override(self, chosen: list[int]) -> list[int]:
@@ -84,24 +85,31 @@ class Calculator:
     def keep(self, rows: list[int]) -> None:
         """Only these rows go on, in this order."""
         self.open = [self.open[row] for row in rows]
-        self.forced = {new: self.forced[old] for new, old in enumerate(rows) if old in self.forced}
+        self.forced = {new: list(self.forced[old]) for new, old in enumerate(rows) if old in self.forced}
+        self.partial = {new: self.partial[old] for new, old in enumerate(rows) if old in self.partial}
         self.differed = {new for new, old in enumerate(rows) if old in self.differed}
 
-    def text(self, token: int) -> str:
-        """What a token adds to a text; nothing for special tokens."""
-        if token not in self.texts:
-            before = self.tokenizer.decode(self.anchor, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            both = self.tokenizer.decode(
-                [*self.anchor, token], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    def text(self, *tokens: int) -> str:
+        """What tokens add to a text; nothing for special ones."""
+        if tokens not in self.texts:
+            before, both = (
+                self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                for ids in (self.anchor, [*self.anchor, *tokens])
             )
-            self.texts[token] = both[len(before) :]
-            if self.form.open[0] not in self.texts[token]:
-                self.plain.add(token)
-        return self.texts[token]
+            self.texts[tokens] = both[len(before) :]
+            if len(tokens) == 1 and self.form.open[0] not in self.texts[tokens]:
+                self.plain.add(tokens[0])
+        return self.texts[tokens]
 
     def _read(self, row: int, token: int) -> None:
         """Append a token's text to what is open in its row, and act on what is complete."""
-        text, opening = self.open[row] + self.text(token), self.form.open
+        ids = [*self.partial.pop(row, []), token]
+        new, opening = self.text(*ids), self.form.open
+        text = self.open[row] + new
+        if text and new.endswith("\ufffd") and len(ids) < 4:  # the next token may complete a character such as ×
+            if self.open[row]:
+                self.partial[row] = ids
+                return
         while True:
             start = text.find(opening)
             if start < 0:  # at most the beginning of a marker may be there
@@ -133,6 +141,9 @@ class Calculator:
             self._fail(reason)
             return rest
         result = self.form.before + format_number(value) + self.form.close
+        if len(expression) + 1 + len(result) - len(self.form.close) > MAX_ANNOTATION:
+            self._fail("too long")  # the arbiter reads no longer ones
+            return rest
         if rest.startswith(result):
             return rest[len(result) :]
         if not result.startswith(rest):
@@ -155,8 +166,7 @@ class Calculator:
             tries = [*tails, alone, alone[1:]]  # alone[1:]: a tokenizer may put a bare blank in front
             fitting = [ids for ids in tries if ids and "".join(map(self.text, ids)) == wanted]
             self.results[result, rest] = fitting[0] if fitting else None
-        ids = self.results[result, rest]
-        return None if ids is None else list(ids)
+        return self.results[result, rest]
 
     def _fail(self, reason: str) -> None:
         self.counts["failed"][reason] += 1

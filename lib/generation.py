@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from lib.errors import InputError
 from lib.progress import Bar
 from lib.tokenization import tokenize
 
@@ -82,15 +83,18 @@ def stream(
     """
     import torch
 
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
     indices = [0] * len(prompts) if indices is None else indices
+    assert len(indices) == len(prompts), f"{len(prompts)} prompts, but {len(indices)} indices"
     tokens = dict(zip(unique := list(dict.fromkeys(prompts)), tokenize(tokenizer, unique), strict=True))
     batches = micro_batches([len(tokens[p]) for p in prompts], max_new_tokens, batch_tokens, prompts)
     was_training = model.training
-    model.eval()
     try:
         with Bar("generating", len(prompts), done=sum(map(len, batches[:done]))) as bar:
             for rows in batches[done:]:
                 began = time.perf_counter()
+                model.eval()  # here, since whoever reads this stream may train in between
                 uniforms = [random_numbers(prompts[r], seed, indices[r], max_new_tokens) for r in rows]
                 choose = Chooser(temperature, top_p, top_k, uniforms, model.device)
                 with torch.inference_mode():
@@ -187,7 +191,7 @@ def decode(model, tokenizer, asked, max_new_tokens: int, choose: Chooser, calcul
     if calculator:
         calculator.start(len(asked))
     for step in range(max_new_tokens):
-        chosen = choose(logits, step).tolist()  # the one time that a step waits for the device
+        chosen = choose(logits, step).tolist()  # the one read of a step from the device
         if calculator:
             chosen = calculator.override(chosen)
         for row, token in zip(active, chosen, strict=True):
@@ -280,18 +284,26 @@ def advance(model, state: dict, tokens):
 
 def repeat(state: dict, rows) -> None:
     """Go on with these rows; a row may be named several times."""
-    state["cache"].batch_select_indices(rows)
+    from lib import kv_cache
+
+    for part in caches(state):
+        kv_cache.select(part, rows)
     for name in ("attention_mask", "encoded"):
         if name in state:
             state[name] = state[name][rows]
+
+
+def caches(state: dict) -> list:
+    """The caches of a state: of the decoder's own positions and, with an encoder, of its positions too."""
+    cache = state["cache"]
+    return [cache.self_attention_cache, cache.cross_attention_cache] if "encoded" in state else [cache]
 
 
 def leave(state: dict, order, holes, movers) -> None:
     """Go on with the rows `order`: the first ones as they stand, but that the rows `movers` take the places `holes`."""
     from lib import kv_cache
 
-    cache = state["cache"]
-    for part in (cache.self_attention_cache, cache.cross_attention_cache) if "encoded" in state else (cache,):
+    for part in caches(state):
         kv_cache.leave(part, order, holes, movers)
     for name in ("attention_mask", "encoded"):
         if name in state:

@@ -62,7 +62,18 @@ def leave(cache, order: torch.Tensor, holes: torch.Tensor, movers: torch.Tensor)
         if isinstance(layer, RoomyLayer):
             layer.leave(len(order), holes, movers)
         else:
-            layer.batch_select_indices(order)
+            select_rows(layer, order)
+
+
+def select(cache, rows: torch.Tensor) -> None:
+    """Let only these rows of a cache go on; a row may be named several times."""
+    for layer in cache.layers:
+        select_rows(layer, rows)
+
+
+def select_rows(layer, rows: torch.Tensor) -> None:
+    """One layer's rows; recurrent layers (Mamba and the like) know this by another name."""
+    (getattr(layer, "batch_select_indices", None) or layer.reorder_cache)(rows)
 
 
 def roomy_cache(config=None) -> DynamicCache:

@@ -4,6 +4,7 @@ Canonical solution: one step a line, then `#### answer`. The four formats of the
 zero-shot, chain of thought or answer only) end in `The answer is n` instead; `lib.answers` reads both.
 """
 
+import math
 import random
 import re
 from dataclasses import dataclass
@@ -87,12 +88,12 @@ def exemplars(problem: Problem, pool: list[Problem], n: int, seed: int = 0) -> l
     Which ones depends on the problem and `seed` alone. Raises InputError where the pool is too small.
     """
     rng, key = random.Random(f"{seed} {problem.id}"), canonical(problem)
-    found: list[Problem] = []
+    found: dict[str, Problem] = {}
     for size in (min(len(pool), 2 * n + 8), len(pool)):  # a few will do, unless many are the same problem
         drawn = [pool[i] for i in rng.sample(range(len(pool)), size)]
-        found = [p for p in drawn if p.question != problem.question and canonical(p) != key][:n]
-        if len(found) == n:
-            return found
+        found = {p.id: p for p in drawn if p.question != problem.question and canonical(p) != key}
+        if len(found) >= n:
+            return list(found.values())[:n]
     raise InputError(f"{n} exemplars are asked for, but the pool holds only {len(found)} other problems; give more.")
 
 
@@ -109,7 +110,7 @@ def mixture(
     The authors' own shares came from memory limits: each micro-batch had one format and its own size, so chains of
     thought in context made 79 % of the batches of their 3B model, answers alone under 1 %.
     """
-    if len(ratios) != len(FORMATS) or min(ratios) < 0 or sum(ratios) <= 0:
+    if len(ratios) != len(FORMATS) or not all(0 <= r < math.inf for r in ratios) or sum(ratios) == 0:
         raise InputError(f"ratios wants {len(FORMATS)} numbers of at least 0, for {', '.join(FORMATS)}; got {ratios}.")
     edges = [sum(ratios[: i + 1]) / sum(ratios) for i in range(len(ratios))]
     places = random.Random(seed).sample(range(len(problems)), len(problems))

@@ -81,7 +81,7 @@ def collect(
     """
     solutions = {p.id: "\n".join([*p.steps, f"{answers.MARKER} {p.answer}"]) for p in gold}
     drawn = min((len(samples) for pool in pools for samples in pool.values()), default=k)
-    if k > drawn:
+    if not 0 <= k <= drawn:
         raise InputError(
             f"The first {k} samples of each problem are asked for, but only {drawn} were drawn; draw more."
         )

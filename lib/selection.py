@@ -112,14 +112,19 @@ def load_verifier(model: str | Path, dtype: str = "float32", device: str = "auto
     from transformers.utils import logging
 
     models.quiet()
+    place = models.pick_device(device)
     if (Path(model) / "adapter_config.json").exists():
         raise InputError(f"{model}: a verifier starts from a whole model, not from an adapter; merge it first.")
     tokenizer = models.load_tokenizer(str(model))
     report = logging.get_verbosity()
     logging.set_verbosity_error()  # a new head is no news
-    network = AutoModelForTokenClassification.from_pretrained(model, num_labels=1, dtype=models.pick_dtype(dtype))
-    logging.set_verbosity(report)
-    return network.to(models.pick_device(device)), tokenizer
+    try:
+        network = AutoModelForTokenClassification.from_pretrained(model, num_labels=1, dtype=models.pick_dtype(dtype))
+    except Exception as error:  # the library raises many kinds for a broken file
+        raise models.not_found(str(model), error) from None
+    finally:
+        logging.set_verbosity(report)
+    return network.to(place), tokenizer
 
 
 def train(config: Config, problems: list[Problem] | list[Example], samples_dir, model: str | Path, out_dir) -> None:

@@ -141,11 +141,24 @@ def begin(name: str, run: str = "default") -> Stage:
     directory = os.environ.get(DIRECTORY_VARIABLE)
     if directory:
         die_with_parent()
+        stop_reloading()
         sources.freeze()
         return Stage(name, run, Path(directory), live=False)
     directory = OUTPUTS / run / f"{name}.live"
     directory.mkdir(parents=True, exist_ok=True)
     return Stage(name, run, directory, live=True)
+
+
+def stop_reloading() -> None:
+    """Have a notebook's kernel keep the modules that it loaded: what runs is what its memo keys name.
+
+    The notebooks load autoreload for those who edit lib/ beside JupyterLab.
+    """
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    if shell is not None and "autoreload" in shell.magics_manager.magics["line"]:
+        shell.run_line_magic("autoreload", "0")
 
 
 def is_place(value: object) -> bool:

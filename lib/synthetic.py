@@ -17,7 +17,7 @@ from lib import answers, calculator, generation
 from lib.decoding_calculator import Calculator
 from lib.errors import InputError
 from lib.models import load_model
-from lib.problems import Problem, make_problem, write_jsonl
+from lib.problems import Problem, canonical, make_problem, write_jsonl
 from lib.progress import Bar
 from lib.prompts import Example, solution
 from lib.rft import equations
@@ -25,7 +25,7 @@ from lib.sampling import DRAWN, read_whole_lines
 from lib.tasks import solve
 
 NUMERAL = re.compile(calculator.NUMBER)
-WITH_REPEAT = re.compile(rf"<<([^\n]{{0,80}}?)>>({calculator.NUMBER})?")
+WITH_REPEAT = re.compile(rf"{answers.ANNOTATION.pattern}({calculator.NUMBER})?")
 REQUEST = "Write a problem and its solution.\n"
 # Counts of drafts. Of the parsed, "verified" held as they were, "repaired" after repair; each ends as one of the last.
 LEDGER = ("drawn", "parsed", "verified", "repaired", "duplicate", "leaked", "below the threshold", "kept")
@@ -109,7 +109,7 @@ def repair(problem: Problem) -> Problem:
 
     A result that changed is replaced where later steps use it, and in the answer where the answer was the last result.
     """
-    asked = set(NUMERAL.findall(problem.question))
+    asked = {number.rstrip(".") for number in NUMERAL.findall(problem.question)}
     changed: dict[str, str] = {}  # a result as it was written -> as it should be
     results: list[tuple[str, str]] = []  # each result as it was written, as it should be
 
@@ -120,10 +120,14 @@ def repair(problem: Problem) -> Problem:
         if value is None:
             return match[0]
         right = stated if calculator.agrees(value, stated) else calculator.format_number(value)
+        changed.pop(stated, None)  # from here on it means this result
         if right != stated and stated not in asked:
             changed[stated] = right
         results.append((stated, right))
-        return f"<<{expression}={right}>>{right if match[2] == stated else match[2] or ''}"
+        repeat = match[2] or ""
+        if repeat.rstrip(".") == stated:
+            repeat = right + repeat[len(stated) :]
+        return f"<<{expression}={right}>>{repeat}"
 
     steps = [WITH_REPEAT.sub(compute, step) for step in problem.steps]
     stated, right = results[-1] if results else (problem.answer, problem.answer)
@@ -131,24 +135,25 @@ def repair(problem: Problem) -> Problem:
     return make_problem(problem.question, steps, answer, problem.source, **problem.meta)
 
 
+def exact(number: str) -> Fraction | None:
+    """A numeral's value; None where it is longer than the calculator reads."""
+    return calculator.evaluate(number).value
+
+
 def check(problem: Problem) -> dict[str, float]:
     """The four shares behind a score; see Judged. A chain without annotations has no step that holds."""
     steps = answers.check_steps(problem, solution(problem))
     pairs = answers.annotations("\n".join(problem.steps))
-    given = [Fraction(number.replace(",", "").rstrip(".")) for number in NUMERAL.findall(problem.question)]
+    given = [value for text in NUMERAL.findall(problem.question) if (value := exact(text)) is not None]
     words = re.findall(r"[a-z]+|%", problem.question.lower())
-    meant = {Fraction(WORDS[word]) for word in words if word in WORDS}
-    meant |= {Fraction(WORDS[word.rstrip("s")]) for word in words if word.rstrip("s") in WORDS}
+    meant = {Fraction(WORDS[form]) for word in words for form in (word, word.rstrip("s")) if form in WORDS}
     known, traced, operands, used = set(given) | meant, 0, 0, set()
     for expression, stated in pairs:
-        for number in NUMERAL.findall(expression):
-            value = Fraction(number.replace(",", "").rstrip("."))
+        for value in map(exact, NUMERAL.findall(expression)):
             operands += 1
             traced += value in known
             used.add(value)
-        result = answers.number(stated)
-        if result is not None:
-            known.add(result)
+        known.add(answers.number(stated))
     return {
         "steps_hold": sum(step.ok for step in steps) / len(steps) if steps else 0.0,
         "answer_agrees": float(bool(pairs) and answers.same(pairs[-1][1] or "?", problem.answer)),
@@ -222,12 +227,17 @@ def normal(question: str) -> str:
 
 
 def chain_form(problem: Problem) -> tuple[str, ...]:
-    """Its equations (or steps of one right form), the operands of a sum or product of two in order of size."""
+    """What makes two chains the same: the equations, the operands of a sum or product of two in order of size.
+
+    Where each step has one right form, results alone say little, and it is the form that decides the split.
+    """
+    if problem.meta.get("exact_steps"):
+        return (canonical(problem),)
     found = []
     for equation in equations(problem, solution(problem)):
-        match = re.fullmatch(r"([0-9.]+)([+*])([0-9.]+)=(.*)", equation)
+        match = re.fullmatch(r"([0-9]{1,15})([+*])([0-9]{1,15})=(.*)", equation)
         if match:
-            a, b = sorted((match[1], match[3]), key=float)
+            a, b = sorted((match[1], match[3]), key=int)
             equation = f"{a}{match[2]}{b}={match[4]}"
         found.append(equation)
     return tuple(found)

@@ -39,7 +39,6 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 1024):
 
 
 def tokenize(tokenizer, prompts: list[str]) -> list[list[int]]:
-    """Token ids of each prompt; a text that already begins with the tokenizer's first special token gets no second."""
-    bos = tokenizer.bos_token
-    chat = bool(bos) and bool(prompts) and all(p.startswith(bos) for p in prompts)  # a chat template wrote it
-    return tokenizer(prompts, add_special_tokens=not chat)["input_ids"] if prompts else []
+    """Token ids of each prompt; one that begins with the tokenizer's first special token (a chat) gets no second."""
+    rows, bos = tokenizer(prompts)["input_ids"] if prompts else [], tokenizer.bos_token_id
+    return [row[1:] if bos is not None and row[:2] == [bos, bos] else row for row in rows]

@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 from lib import prompts, tokenization
+from lib.problems import make_problem
 from lib.tasks import modular_chain
 
 
@@ -31,9 +32,8 @@ def with_tokenizer(model, chain_texts, directory):
     return directory
 
 
-@pytest.fixture(scope="session")
-def tiny_llama(chain_texts, tmp_path_factory):
-    """The directory of an untrained one-layer Llama of width 32 with its tokenizer."""
+def small_llama(texts):
+    """An untrained one-layer Llama of width 32, for a tokenizer of 320 tokens built from `texts`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -46,12 +46,18 @@ def tiny_llama(chain_texts, tmp_path_factory):
         max_position_embeddings=256,
         tie_word_embeddings=True,
         initializer_range=32**-0.5,
-        vocab_size=len(tokenization.build_tokenizer(chain_texts, 320)),
+        vocab_size=len(tokenization.build_tokenizer(texts, 320)),
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,
     )
-    return with_tokenizer(LlamaForCausalLM(config), chain_texts, tmp_path_factory.mktemp("tiny_llama"))
+    return LlamaForCausalLM(config)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(chain_texts, tmp_path_factory):
+    """The directory of an untrained one-layer Llama of width 32 with its tokenizer."""
+    return with_tokenizer(small_llama(chain_texts), chain_texts, tmp_path_factory.mktemp("tiny_llama"))
 
 
 @pytest.fixture(scope="session")
@@ -88,3 +94,23 @@ def trained_run(tiny_llama, chains, tmp_path_factory):
     directory = tmp_path_factory.mktemp("trained")
     sft.train(config, chains, chains[:8], directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def sums():
+    """The 100 sums of two digits, each with one annotated step."""
+    pairs = [(a, b) for a in range(10) for b in range(10)]
+    return [make_problem(f"{a} + {b} ?", [f"<<{a}+{b}={a + b}>>"], str(a + b), "sums") for a, b in pairs]
+
+
+@pytest.fixture(scope="session")
+def annotating(sums, tmp_path_factory):
+    """The directory of a tiny Llama that writes `<<3+4=`, seldom followed by 7: what samplers and verifiers feed on."""
+    from lib import sft
+
+    texts = [prompts.prompt(p) + prompts.solution(p) for p in sums]
+    base = with_tokenizer(small_llama(texts), texts, tmp_path_factory.mktemp("untrained"))
+    rate = {"learning_rate": 2e-2, "warmup_steps": 10, "log_steps": 20}
+    directory = tmp_path_factory.mktemp("annotating")
+    sft.train(sft.Config(str(base), steps=60, batch_size=32, device="cpu", **rate), sums, sums[:8], directory)
+    return directory / "model"

@@ -4,8 +4,9 @@ import json
 import sys
 from pathlib import Path
 
+from lib.pipeline import STAGES
+
 TIMINGS = {"seconds", "seconds_per_problem_batch1", "problems_per_second", "run"}
-COMPARED = ("01_data_inspection", "03_sft", "09_evaluation")
 
 
 def without_timings(value):
@@ -28,7 +29,7 @@ def artifacts(run: Path) -> dict[str, Path]:
     """The data artifacts of a run's stages, by relative path: no pictures, pages or logs, which show timings."""
     return {
         str(path.relative_to(run)): path
-        for stage in COMPARED
+        for stage in STAGES
         for path in sorted((run / stage).rglob("*"))
         if path.suffix in {".json", ".jsonl", ".safetensors"} and path.name != "manifest.json"
     }
@@ -37,7 +38,8 @@ def artifacts(run: Path) -> dict[str, Path]:
 def differences(a: Path, b: Path) -> list[str]:
     """The artifacts that only one of two runs has, or in which they differ."""
     left, right = artifacts(a), artifacts(b)
-    assert any(path.endswith(".safetensors") for path in left), f"{a} holds no weights: not a finished run"
+    stages = {path.split("/")[0] for path in left if path.endswith(".safetensors")}
+    assert len(stages) > 1 and {path.split("/")[0] for path in left} == set(STAGES), f"{a} is not a finished run"
     changed = [name for name in left if name in right and content(left[name]) != content(right[name])]
     return sorted(set(left) ^ set(right)) + changed
 

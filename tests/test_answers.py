@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lib.answers import (
     annotations,
+    chain,
     check_annotation,
     check_steps,
     extract,
@@ -75,9 +76,68 @@ def test_extract(text, answer):
     assert extract(text) == answer
 
 
-@pytest.mark.parametrize("text", ["#### 5 #### 7", "#### #### 7"])
-def test_the_last_of_two_markers_on_one_line_counts(text):
+@pytest.mark.parametrize(
+    "text", ["#### 5 #### 7", "#### #### 7", "The answer is 5. No, the answer is 7", "The answer is the answer is 7"]
+)
+def test_the_last_of_two_answers_on_one_line_counts(text):
     assert extract(text) == "7"
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("The answer is 18", "18"),
+        (" The answer is 18", "18"),
+        ("so\nThe answer is $1,080.\nthanks", "$1,080."),
+        ("the answer is: 18", "18"),
+        ("The Answer Is:18", "18"),
+        ("THE ANSWER IS 18", "18"),
+        ("Therefore the answer is 18 apples.", "18 apples."),
+        ("The answer is 3\nNo.\nThe answer is 4\nmore", "4"),
+        ("The answer is 3\nThe answer is", "3"),
+        ("The answer is 3\nThe answer is .\n", "3"),
+        ("The answer is Tom is a lempus.", "Tom is a lempus."),
+        ("The answer is ", None),
+        ("The answer is\n18", None),
+        ("The answer was 18", None),
+        ("Theanswer is 18", None),
+        ("The answer isn't 18", "n't 18"),  # no number, so it agrees with none
+    ],
+)
+def test_without_a_marker_a_stated_answer_is_read(text, answer):
+    assert extract(text) == answer
+    before, behind = chain(text), text[len(chain(text)) :]
+    assert text.startswith(before) and (behind == "") == (answer is None)
+    assert answer is None or (behind.lower().startswith("the answer is") and extract(behind) == answer)
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("#### 18\nThe answer is 4", "18"),
+        ("The answer is 4\n#### 18", "18"),
+        ("The answer is 4\n####", None),
+        ("####\nThe answer is 4", None),
+    ],
+)
+def test_where_there_is_a_marker_a_stated_answer_does_not_count(text, answer):
+    assert extract(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text, before",
+    [
+        ("a\n#### 3", "a\n"),
+        ("a\n#### 3\n#### 4\nb", "a\n#### 3\n"),
+        ("a\nThe answer is 3", "a\n"),
+        ("The answer is 3\na\nThe answer is 4\nb", "The answer is 3\na\n"),
+        ("The answer is 3\na #### 4", "The answer is 3\na "),
+        ("no answer", "no answer"),
+        ("", ""),
+    ],
+)
+def test_the_chain_is_what_stands_before_the_last_answer(text, before):
+    assert chain(text) == before
 
 
 # --- numbers ---
@@ -320,6 +380,11 @@ APPLES = make_problem("?", ["4 boxes: <<4*6=24>>24", "less 3: <<24-3=21>>21"], "
         ("#### 21", [], False),
         ("", [], False),
         ("<<4*6=24>>\n<<24-3=21>>\n#### 21\nNext <<1+1=3>>", [True, True], True),
+        ("4 * 6 = <<4*6=24>>24\n<<24-3=21>>\nThe answer is 21", [True, True], True),
+        ("<<4*6=25>>\n<<24-3=21>>\nThe answer is 21", [False, True], False),
+        ("<<4*6=24>>\n<<24-3=21>>\nThe answer is 22", [True, True], False),
+        ("<<4*6=24>>\n<<24-3=21>>\nThe answer is 21\nNext <<1+1=3>>", [True, True], True),
+        ("The answer is 21", [], False),
     ],
 )
 def test_annotated_chains(text, ok, verified):
@@ -374,6 +439,9 @@ PRODUCT = arithmetic.problem(24, 13, "*", 2, 2)
         ("r2 r4 r3 r1\n#### 1", ["expected r2", "missing: r4", "missing: r3", "missing: r1"], False),
         ("r2\nr4\nr3\nr1\n#### 2", [None] * 4, False),
         ("#### 1", [f"missing: {step}" for step in CHAIN.steps], False),
+        ("r2\nr4\nr3\nr1\nThe answer is 1", [None] * 4, True),
+        ("r2\nr0\nr3\nr1\nThe answer is 1", [None, "expected r4", None, None], False),
+        ("The answer is 1", [f"missing: {step}" for step in CHAIN.steps], False),
     ],
 )
 def test_modular_chain_steps(text, reasons, verified):
@@ -435,7 +503,8 @@ def test_one_corrupted_value_is_caught_and_named_at_its_step(task, data):
 
 # --- any text at all ---
 
-loose = st.one_of(st.text(), st.text("0123456789.,-+/$%#<>=r \n", max_size=60))
+stated = st.lists(st.sampled_from(["The answer is", " ", "18", "-", ".", ":", "####", "\n", "so"]), max_size=12)
+loose = st.one_of(st.text(), st.text("0123456789.,-+/$%#<>=r \n", max_size=60), stated.map("".join))
 
 
 @many
@@ -443,7 +512,8 @@ loose = st.one_of(st.text(), st.text("0123456789.,-+/$%#<>=r \n", max_size=60))
 def test_arbitrary_text_never_raises(text):
     answer = extract(text)
     assert answer is None or ("\n" not in answer and answer == answer.strip() != "")
-    assert ("####" in text) or answer is None
+    assert "####" in text or "the answer is" in text.lower() or answer is None
+    assert text.startswith(chain(text)) and (answer is None or answer in text[len(chain(text)) :] or "####" in text)
     assert number(text) is None or isinstance(number(text), Fraction)
     assert truth(text) in (None, "true", "false")
     assert same(text, text)

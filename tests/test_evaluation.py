@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lib import answers, evaluation, prompts
 from lib.errors import InputError
 from lib.evaluation import by_steps, evaluate, paired, paired_difference, pareto, result_row, side_by_side, wilson
-from lib.problems import make_problem
+from lib.problems import make_problem, write_jsonl
 
 many = settings(max_examples=200, deadline=None)
 
@@ -194,7 +194,7 @@ def test_a_row_with_a_key_missing_or_too_many_is_refused():
 def evaluated(trained_run, chains, tmp_path_factory):
     """The directory of an evaluation of the trained model on ten chains it knows and two it can't answer in time."""
     directory = tmp_path_factory.mktemp("evaluated")
-    config = evaluation.Config(max_new_tokens=7, batch_size=4, latency_problems=2, device="cpu")
+    config = evaluation.Config(max_new_tokens=7, batch_tokens=100, latency_problems=2, device="cpu")
     evaluate(config, ask(chains), trained_run / "model", directory)
     return directory
 
@@ -234,6 +234,40 @@ def test_collect_makes_the_row_of_an_evaluation(evaluated):
     assert row["n"] == 12 and row["accuracy"] >= 10 / 12 and row["problems_per_second"] > 0
 
 
+def test_examples_are_asked_by_their_own_prompts(trained_run, chains, tmp_path):
+    """The trained model answers plain prompts; asked for one chain in words of another, it gives that one's answer."""
+    known = chains[:4]
+    swapped = [
+        prompts.Example(p, prompts.prompt(q), "", "swapped") for p, q in zip(known, known[1:] + known[:1], strict=True)
+    ]
+    evaluate(
+        evaluation.Config(max_new_tokens=7, latency_problems=1, device="cpu"), swapped, trained_run / "model", tmp_path
+    )
+    rows = evaluation.read_rows(tmp_path / "predictions.jsonl")
+    assert [row["problem"] for row in rows] == [p.id for p in known]
+    assert [row["text"] for row in rows] == [prompts.solution(q) for q in known[1:] + known[:1]]
+    assert [row["correct"] for row in rows] == [
+        answers.is_correct(p, r["text"]) for p, r in zip(known, rows, strict=True)
+    ]
+    assert not (tmp_path / "calculator.json").exists()
+
+
+def test_with_a_calculator_results_are_right_and_what_it_did_is_counted_once(annotating, sums, tmp_path):
+    """Not again for the problems that are asked alone."""
+    found = {}
+    for calculator, latency in ((False, 0), (True, 0), (True, 6)):
+        out = tmp_path / f"{calculator} {latency}"
+        out.mkdir()
+        config = evaluation.Config(24, calculator=calculator, latency_problems=latency, device="cpu")
+        evaluate(config, sums[40:60], annotating, out)
+        rows = evaluation.read_rows(out / "predictions.jsonl")
+        counted = (out / "calculator.json").exists() and json.loads((out / "calculator.json").read_text())
+        found[calculator, latency] = sum(row["steps_hold"] for row in rows), counted
+    assert found[False, 0][0] < 10 and found[False, 0][1] is False
+    assert found[True, 0] == found[True, 6] and found[True, 0][0] > found[False, 0][0]
+    assert found[True, 0][1]["triggered"] >= 20 > found[True, 0][1]["overridden"] > 10
+
+
 def test_an_evaluation_of_no_problem_is_refused(trained_run, tmp_path):
     with pytest.raises(InputError, match="There is no problem to ask"):
         evaluate(evaluation.Config(device="cpu"), [], trained_run / "model", tmp_path)
@@ -246,8 +280,14 @@ def chain(name, steps):
     return make_problem(name, ["s"] * steps, "1", "t")
 
 
-def predicted(problem, method, correct, seed=0, task="t", text="text"):
-    return {"task": task, "method": method, "seed": seed, "problem": problem.id, "correct": correct, "text": text}
+def predicted(problem, method, correct, seed=0, task="t", text="text", **setting):
+    what = {"task": task, "method": method, "setting": setting, "seed": seed}
+    return {**what, "problem": problem.id, "correct": correct, "text": text}
+
+
+def labelled(rows):
+    """As `evaluation.merge` gives them."""
+    return [{**row, "label": label} for row, label in zip(rows, evaluation.labels(rows), strict=True)]
 
 
 A, B, C, D = (chain(name, steps) for name, steps in (("a", 1), ("b", 1), ("c", 3), ("d", 3)))
@@ -260,10 +300,12 @@ def test_by_steps_counts_right_and_asked_over_all_seeds_of_one_task():
         predicted(A, "cot", False, seed=1),
         predicted(B, "cot", True),
         predicted(C, "cot", False),
-        predicted(C, "answer_only", True),
+        predicted(C, "rft", True, k=1),
+        predicted(C, "rft", False, k=8),
         predicted(D, "cot", True, task="other"),
     ]
-    assert by_steps(rows, TESTS, "t") == {"cot": {1: (2, 3), 3: (0, 1)}, "answer_only": {3: (1, 1)}}
+    expected = {"cot": {1: (2, 3), 3: (0, 1)}, "rft k 1": {3: (1, 1)}, "rft k 8": {3: (0, 1)}}
+    assert by_steps(labelled(rows), TESTS, "t") == expected
     assert by_steps([], TESTS, "t") == {}
 
 
@@ -271,20 +313,99 @@ def test_side_by_side_shows_problems_that_every_method_met_with_the_first_seed()
     rows = [
         predicted(A, "cot", True, text="first"),
         predicted(A, "cot", False, seed=1, text="second"),
-        predicted(A, "answer_only", False, text="short"),
+        predicted(A, "rft", False, text="short", k=1),
+        predicted(A, "rft", True, text="long", k=8),
         predicted(B, "cot", True),
-        predicted(C, "answer_only", True),
+        predicted(B, "rft", True, k=1),
+        predicted(C, "rft", True, k=8),
+        predicted(C, "rft", True, k=1),
         predicted(C, "cot", False),
         predicted(D, "other", True, task="elsewhere"),
     ]
-    found = side_by_side(rows, TESTS, "t", 10)
+    found = side_by_side(labelled(rows), TESTS, "t", 10)
     assert [problem for problem, _ in found] == [A, C]
     assert found[0][1] == {
         "cot": {"text": "first", "correct": True},
-        "answer_only": {"text": "short", "correct": False},
+        "rft k 1": {"text": "short", "correct": False},
+        "rft k 8": {"text": "long", "correct": True},
     }
-    assert len(side_by_side(rows, TESTS, "t", 1)) == 1
-    assert side_by_side(rows, TESTS, "no such task", 5) == []
+    assert len(side_by_side(labelled(rows), TESTS, "t", 1)) == 1
+    assert side_by_side(labelled(rows), TESTS, "no such task", 5) == []
+
+
+# --- names for rows ---
+
+
+def row_of(method, task="t", seed=0, train_n=100, **setting):
+    return {"task": task, "method": method, "setting": setting, "seed": seed, "train_n": train_n}
+
+
+def test_a_label_names_the_settings_that_part_a_row_from_others_of_its_method_and_task():
+    rows = [
+        row_of("cot", steps=800),
+        row_of("cot", steps=250, gold=500),
+        row_of("cot", task="u", steps=800),
+        row_of("rft", gold=500, k=1, steps=250),
+        row_of("rft", gold=500, k=8, steps=250),
+        row_of("verifier", gold=500),
+        row_of("verifier", gold=500, seed=1),
+    ]
+    assert evaluation.labels(rows) == [
+        "cot steps 800",
+        "cot steps 250, gold 500",
+        "cot",
+        "rft k 1",
+        "rft k 8",
+        "verifier",
+        "verifier",
+    ]
+    assert evaluation.labels([]) == []
+
+
+settings_of_rows = st.dictionaries(st.sampled_from("kns"), st.integers(0, 2), max_size=3).map(
+    lambda drawn: dict(sorted(drawn.items()))
+)
+
+
+@many
+@given(st.lists(st.tuples(st.sampled_from(("cot", "rft")), st.sampled_from("tu"), settings_of_rows), max_size=8))
+def test_rows_of_a_task_share_a_label_where_they_share_method_and_setting_and_nowhere_else(drawn):
+    rows = [{"method": method, "task": task, "setting": setting} for method, task, setting in drawn]
+    named = list(zip(rows, evaluation.labels(rows), strict=True))
+    for one, first in named:
+        assert first == one["method"] or first.startswith(one["method"] + " ")
+        for other, second in named:
+            if one["task"] == other["task"]:
+                same = (one["method"], one["setting"]) == (other["method"], other["setting"])
+                assert (first == second) == same
+
+
+@pytest.mark.parametrize(
+    "which, fits",
+    [
+        ("rft", False),  # it has a label, which is more than its method
+        ("rft k 8", True),
+        ("rft k 1", False),
+        ({"method": "rft"}, True),
+        ({"method": "rft", "k": 8}, True),
+        ({"method": "rft", "k": 8, "calculator": False}, True),
+        ({"method": "rft", "k": 1}, False),
+        ({"method": "rft", "n": 8}, False),
+        ({"method": "cot", "k": 8}, False),
+        ({"k": 8}, True),
+    ],
+)
+def test_a_prediction_is_named_by_its_label_or_by_some_of_its_settings(which, fits):
+    labelled = {**predicted(A, "rft", True, k=8, calculator=False, sizes=[1, 2]), "label": "rft k 8"}
+    assert evaluation.matches(labelled, which) is fits
+
+
+def test_a_prediction_without_a_label_is_named_by_its_method():
+    assert evaluation.matches(predicted(A, "rft", True, k=8), "rft")
+    assert not evaluation.matches(predicted(A, "rft", True, k=8), "cot")
+
+
+# --- paired differences ---
 
 
 def test_paired_compares_shared_problems_by_task_and_seed():
@@ -294,7 +415,7 @@ def test_paired_compares_shared_problems_by_task_and_seed():
     rows += [predicted(p, "cot", False, seed=1) for p in problems]
     rows += [predicted(p, "answer_only", True, seed=1) for p in reversed(problems)]
     rows += [predicted(A, "cot", True, task="u"), predicted(A, "answer_only", True, task="u")]
-    first, second = paired(rows, "cot", "answer_only")
+    first, second, overall = paired(rows, "cot", "answer_only")
     mean, low, high = paired_difference([True, True], [False, True])
     assert first == {
         "comparison": "cot - answer_only",
@@ -306,7 +427,200 @@ def test_paired_compares_shared_problems_by_task_and_seed():
         "high": high,
     }
     assert (second["seed"], second["n"], second["difference"]) == (1, 3, -1)
+    # A: +1 and -1, B: 0 and -1, C: only -1.
+    mean, low, high = evaluation.mean_interval([0, -0.5, -1])
+    assert overall == {**first, "seed": "all", "n": 3, "difference": mean, "low": low, "high": high}
     assert paired(rows, "cot", "dot") == []
+
+
+def test_paired_by_setting_compares_what_it_names_and_says_so():
+    rows = [predicted(p, "rft", right, k=1) for p, right in ((A, True), (B, True))]
+    rows += [predicted(p, "rft", right, k=8) for p, right in ((A, True), (B, False))]
+    rows += [predicted(p, "cot", False, steps=5) for p in (A, B)]
+    (found,) = paired(rows, {"method": "rft", "k": 8}, "cot")
+    assert (found["comparison"], found["difference"]) == ("rft k 8 - cot", 0.5)
+    (found,) = paired(rows, {"method": "rft", "k": 8}, {"method": "rft", "k": 1})
+    assert (found["comparison"], found["difference"]) == ("rft k 8 - rft k 1", -0.5)
+    (found,) = paired(rows, {"k": 8}, {"steps": 5})
+    assert (found["comparison"], found["difference"]) == ("k 8 - steps 5", 0.5)
+    for ambiguous in ("rft", {"method": "rft"}):
+        with pytest.raises(AssertionError, match="several settings of .*rft"):
+            paired(rows, ambiguous, "cot")
+
+
+def test_the_same_answers_with_every_seed_are_no_more_evidence_than_with_one():
+    """The interval over all seeds is over problems: three seeds that agree leave it as wide as one."""
+    right = [True, False, True, True, False, True]
+    problems = [chain(str(i), 1) for i in range(6)]
+    rows = [
+        predicted(p, method, value == (method == "a"), seed=seed)
+        for seed in (0, 1, 2)
+        for method in "ab"
+        for p, value in zip(problems, right, strict=True)
+    ]
+    *each, overall = paired(rows, "a", "b")
+    assert [row["seed"] for row in (*each, overall)] == [0, 1, 2, "all"]
+    for row in each:
+        assert {**row, "seed": "all"} == pytest.approx(overall)
+
+
+outcomes = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(outcomes, min_size=2, max_size=4))
+def test_over_all_seeds_the_difference_is_the_mean_of_each_problems_mean(by_seed):
+    rows = [
+        predicted(chain(str(i), 1), method, right, seed=seed)
+        for seed, pairs in enumerate(by_seed)
+        for i, pair in enumerate(pairs)
+        for method, right in zip("ab", pair, strict=True)
+    ]
+    *each, overall = paired(rows, "a", "b")
+    assert [row["seed"] for row in each] == list(range(len(by_seed)))
+    differences = [[x - y for pairs in by_seed for x, y in pairs[i : i + 1]] for i in range(max(map(len, by_seed)))]
+    means = [sum(found) / len(found) for found in differences]
+    assert overall["n"] == len(means) and overall["difference"] == pytest.approx(sum(means) / len(means))
+    assert overall["low"] <= overall["difference"] <= overall["high"]
+    swapped = paired(rows, "b", "a")[-1]
+    assert (swapped["low"], swapped["high"]) == pytest.approx((-overall["high"], -overall["low"]))
+
+
+def test_every_label_of_a_task_is_compared_with_the_chain_of_thought_that_had_the_most_problems():
+    shapes = [
+        ("answer_only", "t", 100, {"steps": 9}),
+        ("cot", "t", 20, {"steps": 9, "gold": 20}),
+        ("cot", "t", 100, {"steps": 9}),
+        ("rft", "t", 60, {"k": 1}),
+        ("rft", "t", 90, {"k": 8}),
+        ("self_consistency", "u", 20, {}),
+        ("verifier", "u", 20, {}),
+    ]
+    rows = [row_of(method, task, train_n=n, **setting) for method, task, n, setting in shapes]
+    predictions = labelled(
+        [
+            predicted(p, method, i == 2, task=task, **setting)
+            for i, (method, task, _, setting) in enumerate(shapes)
+            for p in (A, B)
+        ]
+    )
+    found = evaluation.against_cot(rows, predictions)
+    assert [(row["task"], row["comparison"]) for row in found] == [
+        ("t", "cot - cot gold 20"),
+        ("t", "cot - answer_only"),
+        ("t", "cot - rft k 8"),
+        ("t", "cot - rft k 1"),
+        ("u", "self_consistency - verifier"),
+    ]
+    assert [row["difference"] for row in found] == [1] * 4 + [0]
+
+
+# --- choosing among samples ---
+
+
+def sample(text, correct=False, finished=True, tokens=5, seconds=0.5):
+    return {"text": text, "answer": answers.extract(text), "correct": correct, "finished": finished} | {
+        "tokens": tokens,
+        "seconds": seconds,
+    }
+
+
+def drawn(directory, **samples):
+    """What `sampling.draw` leaves, of these samples by the question of their problem."""
+    write_jsonl(
+        directory / "samples.jsonl",
+        [{"id": TESTS_BY_QUESTION[question].id, "samples": found} for question, found in samples.items()],
+    )
+    return directory
+
+
+TESTS_BY_QUESTION = {p.question: p for p in TESTS.values()}
+
+
+def test_the_vote_chooses_the_answer_that_most_samples_state_and_costs_all_of_them(tmp_path):
+    folder = drawn(
+        tmp_path,
+        a=[sample("#### 2", tokens=3), sample("so\n#### 1", True), sample("#### 1.0", True), sample("#### 2")],
+        b=[sample("no answer", tokens=2), sample("#### 3"), sample("none"), sample("none")],
+        c=[sample("none"), sample("nothing"), sample("none"), sample("#### 1")],
+    )
+    for n, texts in ((1, ["#### 2", "no answer", "none"]), (3, ["so\n#### 1", "#### 3", "none"])):
+        out = tmp_path / str(n)
+        out.mkdir()
+        evaluation.choose(evaluation.ChoiceConfig("vote", n), [A, B, C], folder, "", out)
+        rows = evaluation.read_rows(out / "predictions.jsonl")
+        assert [row["text"] for row in rows] == texts
+        assert [row["problem"] for row in rows] == [A.id, B.id, C.id]
+        assert [row["correct"] for row in rows] == [n == 3, False, False]
+        assert [row["tokens"] for row in rows] == ([3, 2, 5] if n == 1 else [13, 12, 15])
+        assert [row["seconds"] for row in rows] == [0.5 * n] * 3
+        timing = json.loads((out / "timing.json").read_text())
+        assert timing == {"problems_per_second": pytest.approx(3 / (1.5 * n)), "seconds_per_problem_batch1": None}
+        assert evaluation.collect(out, **WHAT)["accuracy"] == pytest.approx((n == 3) / 3)
+
+
+def test_the_verifiers_choice_is_the_sample_with_the_highest_score(tmp_path):
+    folder = drawn(tmp_path, a=[sample("#### 2"), sample("#### 2"), sample("#### 1", True)], b=[sample("#### 3")] * 3)
+    write_jsonl(
+        tmp_path / "scores.jsonl", [{"id": A.id, "scores": [0.2, 0.1, 0.9]}, {"id": B.id, "scores": [0.5, 0.5, 0.4]}]
+    )
+    found = {}
+    for n in (1, 2, 3):
+        out = tmp_path / str(n)
+        out.mkdir()
+        evaluation.choose(evaluation.ChoiceConfig("verifier", n), [B, A], folder, tmp_path, out)
+        found[n] = [row["text"] for row in evaluation.read_rows(out / "predictions.jsonl")]
+    assert found == {1: ["#### 3", "#### 2"], 2: ["#### 3", "#### 2"], 3: ["#### 3", "#### 1"]}
+
+
+def test_a_weighted_vote_goes_to_the_answer_with_the_highest_sum_of_scores(tmp_path):
+    texts = ["#### 2", "#### 1", "so\n#### 1.0", "#### 3", "no answer"]
+    folder = drawn(tmp_path, a=[sample(text, "1" in text) for text in texts], b=[sample("none"), sample("nothing")])
+    chosen = {}
+    for name, row in {"pair": [0.5, 0.3, 0.3, 0.4, 0.9], "one": [0.5, 0.1, 0.3, 0.2, 0.9], "none": [0.0] * 5}.items():
+        write_jsonl(tmp_path / "scores.jsonl", [{"id": A.id, "scores": row}, {"id": B.id, "scores": [0.1, 0.2]}])
+        for n in (1, 5):
+            out = tmp_path / f"{name} {n}"
+            out.mkdir()
+            evaluation.choose(evaluation.ChoiceConfig("weighted_vote", n), [A, B], folder, tmp_path, out)
+            chosen[name, n] = [row["text"] for row in evaluation.read_rows(out / "predictions.jsonl")]
+    assert chosen["pair", 5] == ["#### 1", "none"], "two middling samples that agree beat a better one alone"
+    assert chosen["one", 5] == chosen["none", 5] == ["#### 2", "none"]
+    assert {tuple(chosen[name, 1]) for name in ("pair", "one", "none")} == {("#### 2", "none")}
+
+
+def test_another_way_to_choose_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="'luck'; use vote, verifier or weighted_vote"):
+        evaluation.ChoiceConfig("luck")
+
+
+def test_what_choosing_can_reach_is_the_share_of_problems_with_a_right_sample_among_the_first(tmp_path):
+    right, wrong = sample("#### 1", True), sample("#### 2")
+    drawn(tmp_path, a=[wrong, right, wrong], b=[wrong, wrong, wrong], c=[wrong, wrong, right], d=[right, wrong, right])
+    assert [evaluation.any_right(tmp_path, n) for n in (1, 2, 3)] == [0.25, 0.5, 0.75]
+
+
+# --- what stages leave ---
+
+
+def test_stages_are_merged_in_order_and_their_predictions_labelled_together(tmp_path):
+    first, second, empty = tmp_path / "03_sft", tmp_path / "04_rft_generation", tmp_path / "01_data_inspection"
+    empty.mkdir()
+    write_jsonl(first / "rows.jsonl", [row_of("cot", steps=800)])
+    write_jsonl(first / "predictions.jsonl", [predicted(A, "cot", True, steps=800)])
+    write_jsonl(second / "rows.jsonl", [row_of("cot", steps=250), row_of("rft", k=8)])
+    write_jsonl(second / "predictions.jsonl", [predicted(A, "cot", False, steps=250), predicted(A, "rft", True, k=8)])
+    rows, predictions = evaluation.merge([empty, first, second])
+    assert rows == [row_of("cot", steps=800), row_of("cot", steps=250), row_of("rft", k=8)]
+    assert [p["label"] for p in predictions] == ["cot steps 800", "cot steps 250", "rft"] == evaluation.labels(rows)
+    assert [p["correct"] for p in predictions] == [True, False, True]
+    nothing = tmp_path / "05"
+    write_jsonl(nothing / "rows.jsonl", [])
+    write_jsonl(nothing / "predictions.jsonl", [])
+    assert evaluation.merge([first, nothing])[0] == [row_of("cot", steps=800)]
+    for stages in ([], [empty], [empty, nothing]):
+        with pytest.raises(InputError, match="no results to show yet; make some first: python run_all.py"):
+            evaluation.merge(stages)
 
 
 def test_origin_names_commit_device_and_packages(tmp_path):

@@ -8,18 +8,20 @@ import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from lib import answers, calculator, evaluation, problems
+from lib import answers, calculator, evaluation, problems, rft, selection
 from lib.errors import InputError
 from lib.lessons import check as lessons
-from lib.lessons import lesson_01, lesson_03, lesson_09
+from lib.lessons import lesson_01, lesson_02, lesson_03, lesson_04, lesson_09
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXERCISES = {**lesson_01.EXERCISES, **lesson_03.EXERCISES, **lesson_09.EXERCISES}
+LESSONS = (lesson_01, lesson_02, lesson_03, lesson_04, lesson_09)
+EXERCISES = {number: exercise for lesson in LESSONS for number, exercise in lesson.EXERCISES.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -94,14 +96,29 @@ def test_the_stub_a_reader_gets_is_said_to_be_not_implemented_yet(number, name, 
     assert len(result.rows) == 1
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_lesson_on_disk_is_tested_here():
+    found = {path.stem for path in (ROOT / "lib" / "lessons").glob("lesson_*.py")}
+    assert found == {lesson.__name__.rpartition(".")[2] for lesson in LESSONS}
+
+
+# An optional cell; of the notebooks that have one, what it shows breaks an invariant and does not just crash.
+WITH_BREAK_IT = [path for path in NOTEBOOKS if any("break-it" in tags for _, tags in cells(path))]
+
+
+def test_most_notebooks_have_something_to_break():
+    assert len(WITH_BREAK_IT) > len(NOTEBOOKS) / 2
+
+
+@pytest.mark.parametrize("path", WITH_BREAK_IT, ids=lambda path: path.stem)
 def test_break_it_cells_fail(path):
-    broken_cells = [source for source, tags in cells(path) if "break-it" in tags]
-    assert broken_cells
-    for source in broken_cells:
-        *before, last = ast.parse(source).body
+    everything = cells(path)
+    for place, (broken_cell, broken_tags) in enumerate(everything):
+        if "break-it" not in broken_tags:
+            continue
+        *before, last = ast.parse(broken_cell).body
         namespace = imported(path)
-        exec("\n".join(map(ast.unparse, before)), namespace)
+        solved = [source for source, tags in everything[:place] if "exercise" in tags]  # a reader has solved them
+        exec("\n".join([*solved, *map(ast.unparse, before)]), namespace)
         result = eval(ast.unparse(last), namespace)
         assert isinstance(result, lessons.Result) and not result.passed
         assert "raised" not in str(result), f"it should break an invariant, not crash: {result}"
@@ -208,8 +225,10 @@ def test_wrong_readers_of_answers_are_caught(mistake):
 
 
 def test_the_arbiter_passes_its_own_exercise():
+    """Asked about texts with a ####, that is: without one, the arbiter also reads "The answer is"."""
+
     def read_answer(text):
-        found = answers.extract(text)
+        found = answers.extract(text) if answers.MARKER in text else None
         return None if found is None else str(answers.number(found))
 
     result = lessons.check("1.2", read_answer)
@@ -333,6 +352,429 @@ def test_the_librarys_loss_passes():
     assert lessons.check("3.2", lambda logits, labels: cross_entropy(logits[:-1], labels[1:])).passed
 
 
+# --- 2.1: one prompt after another ---
+
+
+def likeliest(logits):
+    return max(range(len(logits)), key=lambda token: logits[token])
+
+
+def right_greedy(next_logits, prompt, eos, limit, choose=likeliest):
+    new = []
+    while len(new) < limit and (not new or new[-1] != eos):
+        new.append(choose(next_logits([*prompt, *new])))
+    return new
+
+
+def into_the_prompt_itself(next_logits, prompt, eos, limit):
+    size = len(prompt)
+    while len(prompt) - size < limit and prompt[-1] != eos:
+        prompt.append(likeliest(next_logits(prompt)))
+    return prompt[size:]
+
+
+WRONG_GREEDY = {
+    "the least likely": (
+        lambda *a: right_greedy(*a, choose=lambda x: x.index(min(x))),
+        lesson_02.greedy_takes_the_likeliest,
+    ),
+    "one token too many": (
+        lambda f, p, eos, n: right_greedy(f, p, eos, n + 1),
+        lesson_02.greedy_takes_the_likeliest,
+    ),
+    "the limit counts the prompt": (
+        lambda f, p, eos, n: right_greedy(f, p, eos, n - len(p)),
+        lesson_02.greedy_takes_the_likeliest,
+    ),
+    "only the last token is read": (
+        lambda f, p, eos, n: right_greedy(lambda ids: f(ids[-1:]), p, eos, n),
+        lesson_02.greedy_reads_everything,
+    ),
+    "only the prompt is read": (
+        lambda f, p, eos, n: right_greedy(lambda ids: f(p), p, eos, n),
+        lesson_02.greedy_reads_everything,
+    ),
+    "the prompt is read once": (
+        lambda f, p, eos, n: right_greedy(lambda ids: f(ids[len(p) :] or p), p, eos, n),
+        lesson_02.greedy_reads_everything,
+    ),
+    "on to the limit": (
+        lambda f, p, eos, n: right_greedy(f, p, None, n),
+        lesson_02.greedy_stops_at_the_end,
+    ),
+    "eos dropped": (
+        lambda f, p, eos, n: [token for token in right_greedy(f, p, eos, n) if token != eos],
+        lesson_02.greedy_stops_at_the_end,
+    ),
+    "at least one token": (
+        lambda f, p, eos, n: right_greedy(f, p, eos, max(1, n)),
+        lesson_02.greedy_stops_at_the_end,
+    ),
+    "the prompt is changed": (into_the_prompt_itself, lesson_02.greedy_leaves_the_prompt_alone),
+    "the prompt is returned": (
+        lambda f, p, eos, n: p + right_greedy(f, p, eos, n),
+        lesson_02.greedy_leaves_the_prompt_alone,
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_GREEDY)
+def test_wrong_greedy_loops_are_caught(mistake):
+    caught_by("2.1", *WRONG_GREEDY[mistake])
+
+
+def test_another_right_greedy_loop_passes():
+    assert lessons.check("2.1", right_greedy).passed
+
+
+# --- 2.2: many prompts at once ---
+
+
+def batch_of(prompts, pad, side="left", on=lambda row, real: real, first=lambda gap: 0):
+    """A batch made by the book but for what is asked: the side of the padding, the mask, the first position."""
+    width = max(map(len, prompts))
+    rows = []
+    for prompt in prompts:
+        gap = width - len(prompt)
+        ids, real = [pad] * gap + prompt, [0] * gap + [1] * len(prompt)
+        places = [0] * gap + [first(gap) + i for i in range(len(prompt))]
+        if side == "right":
+            ids, real, places = prompt + [pad] * gap, real[::-1], places[gap:] + places[:gap]
+        rows.append((ids, on(ids, real), places))
+    return tuple(map(list, zip(*rows, strict=True)))
+
+
+WRONG_BATCHES = {
+    "right padding": (lambda p, pad: batch_of(p, pad, "right"), lesson_02.batch_pads_on_the_left),
+    "sorted by length": (
+        lambda p, pad: batch_of(sorted(p, key=len), pad),
+        lesson_02.batch_pads_on_the_left,
+    ),
+    "another pad": (lambda p, pad: batch_of(p, -1), lesson_02.batch_pads_on_the_left),
+    "mask from ids": (
+        lambda p, pad: batch_of(p, pad, on=lambda ids, real: [int(token != pad) for token in ids]),
+        lesson_02.batch_masks_padding_alone,
+    ),
+    "mask upside down": (
+        lambda p, pad: batch_of(p, pad, on=lambda ids, real: [1 - bit for bit in real]),
+        lesson_02.batch_masks_padding_alone,
+    ),
+    "nothing masked": (
+        lambda p, pad: batch_of(p, pad, on=lambda ids, real: [1] * len(ids)),
+        lesson_02.batch_gives_the_logits_of_each_alone,
+    ),
+    "mask of right padding": (
+        lambda p, pad: batch_of(p, pad, on=lambda ids, real: real[::-1]),
+        lesson_02.batch_gives_the_logits_of_each_alone,
+    ),
+    "positions count the padding": (
+        lambda p, pad: batch_of(p, pad, first=lambda gap: gap),
+        lesson_02.batch_counts_from_the_first_token,
+    ),
+    "positions from 1": (
+        lambda p, pad: batch_of(p, pad, first=lambda gap: 1),
+        lesson_02.batch_counts_from_the_first_token,
+    ),
+    "no padding": (
+        lambda p, pad: (p, [[1] * len(x) for x in p], [list(range(len(x))) for x in p]),
+        lesson_02.batch_is_a_rectangle,
+    ),
+    "cut to the shortest": (
+        lambda p, pad: batch_of([x[-1:] for x in p], pad),
+        lesson_02.batch_is_a_rectangle,
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_BATCHES)
+def test_wrong_batches_are_caught(mistake):
+    caught_by("2.2", *WRONG_BATCHES[mistake])
+
+
+def test_right_batches_pass_whatever_stands_under_padding():
+    """As lists or tensors, and with the library's own position 1 under padding in place of 0."""
+    import torch
+
+    def with_ones(prompts, pad):
+        ids, mask, positions = map(torch.tensor, batch_of(prompts, pad))
+        return ids, mask, positions.masked_fill(mask == 0, 1)
+
+    for right in (batch_of, with_ones):
+        result = lessons.check("2.2", right)
+        assert result.passed, str(result)
+
+
+# --- 2.3: reading a stated answer ---
+
+
+def after(text, cut=str.rpartition, clean=lambda answer: answer.replace("$", "").replace(",", "").rstrip(".")):
+    _, marker, rest = cut(text, "The answer is ")
+    answer = clean(rest.split("\n")[0].strip())
+    return answer if marker and answer else None
+
+
+WRONG_STATED = {
+    "the first": (lambda text: after(text, cut=str.partition), lesson_02.stated_takes_the_last),
+    "all that follows": (
+        lambda text: text.rpartition("The answer is ")[2].strip() or None,
+        lesson_02.stated_takes_the_last,
+    ),
+    "decoration stays": (
+        lambda text: after(text, clean=lambda answer: answer),
+        lesson_02.stated_drops_decoration,
+    ),
+    "decimal points go": (
+        lambda text: after(text, clean=lambda a: re.sub("[$,.]", "", a)),
+        lesson_02.stated_drops_decoration,
+    ),
+    "digits alone": (
+        lambda text: (re.findall(r"The answer is \$?(\d+)", text) or [None])[-1],
+        lesson_02.stated_drops_decoration,
+    ),
+    "no sign": (
+        lambda text: (re.findall(r"The answer is -?([\d.]*\d)", text) or [None])[-1],
+        lesson_02.stated_reads_the_number,
+    ),
+    "a number": (lambda text: float(after(text) or "nan"), lesson_02.stated_reads_the_number),
+    "the last number of the text": (
+        lambda text: (re.findall(r"-?\d+", text) or [None])[-1],
+        lesson_02.stated_admits_there_is_none,
+    ),
+    "empty instead of none": (lambda text: after(text) or "", lesson_02.stated_admits_there_is_none),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_STATED)
+def test_wrong_readers_of_stated_answers_are_caught(mistake):
+    caught_by("2.3", *WRONG_STATED[mistake])
+
+
+def test_the_arbiter_passes_the_exercise_on_stated_answers():
+    def stated(text):
+        found = answers.extract(text)
+        if found is not None:
+            assert answers.same(found, after(text)), "the arbiter and the exercise read different answers"
+        return found and after(text)
+
+    result = lessons.check("2.3", stated)
+    assert result.passed, str(result)
+
+
+# --- 4.1: a calculator step ---
+
+
+def forced(text, cut=str.rpartition, closing=">>", write=calculator.format_number, waits=True):
+    _, marker, annotation = cut(text, "<<")
+    expression, equals, rest = annotation.partition("=")
+    if not marker or not equals or (rest and waits):
+        return None
+    value = calculator.evaluate(expression).value
+    return None if value is None else write(value) + closing
+
+
+def by_regular_expression(text):
+    found = re.search(r"<<([^<=]*)=$", text)
+    value = calculator.evaluate(found[1]).value if found else None
+    return None if value is None else f"{calculator.format_number(value)}>>"
+
+
+def forgiving(text):
+    """A value where there is none."""
+    found = re.search(r"<<([^<=]*)=$", text)
+    return found and f"{calculator.format_number(calculator.evaluate(found[1]).value or 0)}>>"
+
+
+WRONG_FORCED = {
+    "not closed": (lambda text: forced(text, closing=""), lesson_04.forced_writes_the_result),
+    "closed by one": (lambda text: forced(text, closing=">"), lesson_04.forced_writes_the_result),
+    "the whole annotation": (
+        lambda text: forced(text) and text + forced(text),
+        lesson_04.forced_writes_the_result,
+    ),
+    "a float": (
+        lambda text: forced(text, write=lambda value: str(float(value))),
+        lesson_04.forced_writes_the_result,
+    ),
+    "not rounded": (
+        lambda text: forced(text, write=lambda v: str(v) if v.denominator == 1 else repr(float(v))),
+        lesson_04.forced_rounds_as_the_verifier_does,
+    ),
+    "a fraction": (lambda text: forced(text, write=str), lesson_04.forced_rounds_as_the_verifier_does),
+    "two decimals always": (
+        lambda text: forced(text, write=lambda v: str(v) if v.denominator == 1 else f"{float(v):.2f}"),
+        lesson_04.forced_rounds_as_the_verifier_does,
+    ),
+    "no marker needed": (
+        lambda text: forced("<<" + text.rpartition("<<")[2]),
+        lesson_04.forced_leaves_the_model_alone,
+    ),
+    "before the equals sign": (
+        lambda text: forced(text if "=" in text or "<<" not in text else text + "="),
+        lesson_04.forced_leaves_the_model_alone,
+    ),
+    "after the annotation": (
+        lambda text: forced(text, waits=False),
+        lesson_04.forced_leaves_the_model_alone,
+    ),
+    "behind a result": (lambda text: forced(text, waits=False), lesson_04.forced_waits_for_the_equals_sign),
+    "0 for nonsense": (forgiving, lesson_04.forced_survives_nonsense),
+    "the first annotation": (
+        lambda text: forced(text, cut=str.partition),
+        lesson_04.forced_reads_the_last_annotation,
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_FORCED)
+def test_wrong_calculator_steps_are_caught(mistake):
+    caught_by("4.1", *WRONG_FORCED[mistake])
+
+
+def test_executing_the_expression_is_caught():
+    def executed(text):
+        found = re.search(r"<<([^<=]*)=$", text)
+        try:
+            assert found and "**" not in found[1], "so large a power would keep the test busy for hours"
+            value = eval(found[1])
+        except Exception:
+            return None
+        return f"{value:.2f}".rstrip("0").rstrip(".") + ">>" if isinstance(value, (int, float)) else f"{value}>>"
+
+    caught_by("4.1", executed, lesson_04.forced_survives_nonsense)
+
+
+def test_another_right_calculator_step_passes():
+    assert lessons.check("4.1", by_regular_expression).passed
+
+
+# --- 4.2: the vote ---
+
+
+def most(found, tie=lambda answers: answers[0], none=None):
+    stated = [answer for answer in found if answer is not None]
+    if not stated:
+        return none
+    counts = {answer: stated.count(answer) for answer in stated}
+    return tie([answer for answer in counts if counts[answer] == max(counts.values())])
+
+
+WRONG_VOTES = {
+    "none votes": (
+        lambda found: Counter(found).most_common(1)[0][0] if found else None,
+        lesson_04.vote_ignores_missing_answers,
+    ),
+    "the first": (lambda found: next(filter(None, found), None), lesson_04.vote_takes_the_most_frequent),
+    "the last": (lambda found: next(filter(None, found[::-1]), None), lesson_04.vote_takes_the_most_frequent),
+    "the largest": (lambda found: max(filter(None, found), default=None), lesson_04.vote_breaks_ties_by_order),
+    "ties to the last": (lambda found: most(found, tie=lambda a: a[-1]), lesson_04.vote_breaks_ties_by_order),
+    "ties in alphabetical order": (lambda found: most(found, tie=min), lesson_04.vote_breaks_ties_by_order),
+    "ties to the largest": (lambda found: most(found, tie=max), lesson_04.vote_breaks_ties_by_order),
+    "ties to who got there first": (
+        lambda found: next(
+            (
+                a
+                for i, a in enumerate(found)
+                if a and found[: i + 1].count(a) == max(map(found.count, filter(None, found)))
+            ),
+            None,
+        ),
+        lesson_04.vote_breaks_ties_by_order,
+    ),
+    "empty instead of none": (lambda found: most(found, none=""), lesson_04.vote_admits_there_is_none),
+    "a number": (lambda found: most(found) and float(most(found)), lesson_04.vote_takes_the_most_frequent),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_VOTES)
+def test_wrong_votes_are_caught(mistake):
+    caught_by("4.2", *WRONG_VOTES[mistake])
+
+
+def test_right_votes_pass():
+    """A Counter gives equally frequent answers in the order in which they came."""
+
+    def counted(found):
+        counts = Counter(answer for answer in found if answer is not None).most_common(1)
+        return counts[0][0] if counts else None
+
+    def by_the_workbench(found):
+        place = selection.vote(found)
+        return None if place is None else found[place]
+
+    for right in (most, counted, by_the_workbench):
+        result = lessons.check("4.2", right)
+        assert result.passed, str(result)
+
+
+# --- 4.3: distinct paths ---
+
+
+def kept(texts, path=lambda pairs: tuple(f"{a}={b}".replace(" ", "") for a, b in pairs), keep=dict.setdefault):
+    found = {}
+    for text in texts:
+        keep(found, path(answers.annotations(text)), text)
+    return list(found.values())
+
+
+def drops_in_place(texts):
+    for text in texts[:]:
+        if text not in kept(texts):
+            texts.remove(text)
+    return texts
+
+
+WRONG_KEEPERS = {
+    "all of them": (lambda texts: list(texts), lesson_04.distinct_drops_the_same_equations),
+    "equal texts": (lambda texts: list(dict.fromkeys(texts)), lesson_04.distinct_drops_the_same_equations),
+    "blanks stay": (lambda texts: kept(texts, path=tuple), lesson_04.distinct_drops_the_same_equations),
+    "the last of each path": (
+        lambda texts: kept(texts, keep=dict.__setitem__),
+        lesson_04.distinct_drops_the_same_equations,
+    ),
+    "equations sorted": (
+        lambda texts: kept(texts, path=lambda pairs: tuple(sorted(f"{a}={b}".replace(" ", "") for a, b in pairs))),
+        lesson_04.distinct_keeps_other_orders,
+    ),
+    "equations as a set": (
+        lambda texts: kept(texts, path=lambda pairs: frozenset(f"{a}={b}".replace(" ", "") for a, b in pairs)),
+        lesson_04.distinct_keeps_other_orders,
+    ),
+    "operands sorted": (
+        lambda texts: kept(texts, path=lambda pairs: tuple("".join(sorted(a.replace(" ", ""))) for a, _ in pairs)),
+        lesson_04.distinct_keeps_other_orders,
+    ),
+    "results alone": (
+        lambda texts: kept(texts, path=lambda pairs: tuple(b.strip() for _, b in pairs)),
+        lesson_04.distinct_keeps_other_orders,
+    ),
+    "by the answer": (
+        lambda texts: kept(texts, path=lambda pairs: pairs[-1][1].strip()),
+        lesson_04.distinct_keeps_other_orders,
+    ),
+    "sorted": (lambda texts: sorted(kept(texts)), lesson_04.distinct_keeps_the_order),
+    "backwards": (lambda texts: kept(texts)[::-1], lesson_04.distinct_keeps_the_order),
+    "the list that came in": (drops_in_place, lesson_04.distinct_keeps_the_order),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_KEEPERS)
+def test_wrong_keepers_of_paths_are_caught(mistake):
+    caught_by("4.3", *WRONG_KEEPERS[mistake])
+
+
+def test_the_paths_of_the_workbench_are_those_of_the_exercise():
+    problem = problems.make_problem("?", ["<<6*4=24>>", "<<24-5=19>>"], "19", "gsm8k")
+
+    def keep(texts):
+        found = {}
+        for text in texts:
+            found.setdefault(rft.equations(problem, text), text)
+        return list(found.values())
+
+    result = lessons.check("4.3", keep)
+    assert result.passed, str(result)
+
+
 # --- 9.1: an interval ---
 
 
@@ -412,7 +854,7 @@ def test_a_frontier_that_drops_equal_methods_is_caught():
 # --- the machinery ---
 
 
-@pytest.mark.parametrize("name", ["1.9", "2.1", "99.1", "x.1", "", ".", "3", "-1.1"])
+@pytest.mark.parametrize("name", ["1.9", "2.9", "8.1", "99.1", "x.1", "", ".", "3", "-1.1"])
 def test_an_unknown_exercise_is_one_sentence(name):
     for call in (lambda: lessons.check(name, len), lambda: lessons.hint(name)):
         with pytest.raises(InputError) as caught:

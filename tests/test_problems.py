@@ -20,6 +20,7 @@ from lib.problems import (
     read_json_lines,
     read_jsonl,
     read_lines,
+    read_splits,
     split,
     split_of,
     write_jsonl,
@@ -184,6 +185,55 @@ def test_json_that_python_cannot_hold_is_an_error_with_file_and_line(tmp_path, v
     path.write_text(value)
     with pytest.raises(InputError, match="line 1"):
         read_jsonl(path)
+
+
+# --- a folder of tasks ---
+
+
+@pytest.fixture
+def tasks_folder(tmp_path):
+    """Two tasks to train on and a test set, as 01 leaves them."""
+    for task, sizes in {"words": (3, 1, 2), "chains": (2, 0, 1), "svamp": (0, 0, 2)}.items():
+        for name, size in zip(SPLITS, sizes, strict=True):
+            write_jsonl(
+                tmp_path / task / f"{name}.jsonl",
+                [make_problem(f"{i}", [], "1", f"{task} {name}") for i in range(size)],
+            )
+    (tmp_path / "note.txt").write_text("no task")
+    return tmp_path
+
+
+def sizes(found):
+    return {task: {name: len(problems) for name, problems in parts.items()} for task, parts in found.items()}
+
+
+def test_all_tasks_of_a_folder_are_read_by_name_and_split(tasks_folder):
+    found = read_splits(tasks_folder)
+    assert sizes(found) == {
+        "chains": {"train": 2, "valid": 0, "test": 1},
+        "svamp": {"train": 0, "valid": 0, "test": 2},
+        "words": {"train": 3, "valid": 1, "test": 2},
+    }
+    assert list(found) == ["chains", "svamp", "words"]
+    for task, parts in found.items():
+        for name, problems in parts.items():
+            assert {p.source for p in problems} <= {f"{task} {name}"}
+
+
+def test_named_tasks_alone_are_read_in_the_order_in_which_they_are_named(tasks_folder):
+    (tasks_folder / "chains" / "valid.jsonl").write_text("not read")
+    assert list(read_splits(tasks_folder, ["words"])) == ["words"]
+    (tasks_folder / "chains" / "valid.jsonl").write_text("")
+    assert list(read_splits(tasks_folder, ["words", "chains"])) == ["words", "chains"]
+
+
+def test_an_unknown_task_or_one_without_training_problems_is_one_sentence(tasks_folder):
+    with pytest.raises(InputError, match="no task 'sums' in this run; 01_data_inspection made chains, svamp, words."):
+        read_splits(tasks_folder, ["words", "sums"])
+    with pytest.raises(InputError, match="svamp is a set for testing alone"):
+        read_splits(tasks_folder, ["svamp"])
+    with pytest.raises(InputError, match="no task '../words'"):
+        read_splits(tasks_folder / "chains", ["../words"])
 
 
 # --- splits ---

@@ -17,13 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from lib.pipeline import STAGES
-
 ROOT = Path(__file__).parents[1]
-DATA, SFT, EVALUATION = STAGES
+DATA, SFT, EVALUATION = "01_data_inspection", "03_sft", "09_evaluation"
+STAGES = {DATA: [], SFT: [DATA], EVALUATION: [DATA, f"({SFT})"]}  # of the toy project
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for surviving processes in /proc")
 
-# ----- the toy project: the real lib/ and run_all.py, and three small notebooks with the names of real stages
+# ----- the toy project: the real lib/ and run_all.py, and three small notebooks as its only stages
 
 TOY = '''
 import os, resource, sys, time
@@ -230,6 +229,8 @@ def template(tmp_path_factory):
     shutil.copytree(ROOT / "lib", project / "lib", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "run_all.py", project)
     (project / "lib" / "toy.py").write_text(TOY)
+    with open(project / "lib" / "pipeline.py", "a") as file:
+        file.write(f"\nSTAGES = {STAGES}\n")
     # jsonschema makes a grammar of URLs at import, a second a process; where it is not installed, it does without.
     (project / "rfc3987_syntax.py").write_text("raise ImportError")
     (project / "notebooks" / "profiles").mkdir(parents=True)

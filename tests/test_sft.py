@@ -89,6 +89,46 @@ def test_encode_joins_prompt_and_completion_as_they_are_tokenised_apart(tiny_lla
         assert row["labels"] == [-100] * len(prompt) + completion + [1]
 
 
+def formatted(chains):
+    """Chains in the four formats, exemplars in front where the format wants some."""
+    return [prompts.written(p, chains, prompts.FORMATS[i % 4], 2) for i, p in enumerate(chains)]
+
+
+@pytest.mark.parametrize("pad_is_eos", [False, True])
+def test_real_batches_of_examples_learn_their_completions_whatever_the_style(pad_is_eos, tiny_llama, chains, tmp_path):
+    train = formatted(chains)[:9]
+    config = replace(STEPS, style="answer_only", batch_size=5)
+    trainer, tokenizer = trainer_for(config, tiny_llama, train, tmp_path, pad_is_eos)
+    expected = {e.prompt: e.completion for e in train}
+    for batch in trainer.get_train_dataloader():
+        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+            length, first = int(mask.sum()), int((labels != -100).nonzero()[0])
+            assert (labels[first:length] == ids[first:length]).all() and (labels[length:] == -100).all()
+            written = tokenizer.decode(labels[first:length])
+            assert written == expected.pop(tokenizer.decode(ids[:first])) + tokenizer.eos_token
+    assert not expected, "every example was fed once"
+
+
+@either_model
+def test_examples_are_encoded_as_they_are_and_problems_in_the_style(fixture, request, chains):
+    tokenizer = models.load_tokenizer(str(request.getfixturevalue(fixture)))
+    two_sided = fixture == "tiny_t5"
+    for style in ("cot", "answer_only"):
+        plain = [
+            prompts.Example(p, prompt, text, style)
+            for p, (prompt, text) in zip(chains, texts(chains, style), strict=True)
+        ]
+        as_problems = sft.encode_all(tokenizer, chains, style, two_sided)
+        assert sft.encode_all(tokenizer, plain, "cot", two_sided) == as_problems
+        assert [sft.encode(tokenizer, e, "answer_only", two_sided) for e in plain] == as_problems
+    other = formatted(chains)
+    for example, row in zip(other, sft.encode_all(tokenizer, other, "cot", two_sided), strict=True):
+        learned = [i for i in row["labels"] if i != -100]
+        assert tokenizer.decode(learned) == example.completion + tokenizer.eos_token
+        given = row["input_ids"] if two_sided else row["input_ids"][: -len(learned)]
+        assert tokenizer.decode(given) == example.prompt
+
+
 # --- parity with a plain loop ---
 
 
@@ -184,6 +224,17 @@ def test_a_run_leaves_model_curve_and_config_and_no_checkpoint(trained_run, tiny
     for row in curve:
         learned = {"step", "loss", "learning_rate", "grad_norm", "mean_token_accuracy"}
         assert set(row) == (learned if "loss" in row else {"step", "eval_loss", "eval_mean_token_accuracy"})
+
+
+def test_a_preset_trained_on_examples_knows_their_words(chains, tmp_path):
+    """Its tokenizer is built from what it will read and write: prompts and completions, and trains on both."""
+    train = formatted(chains)
+    config = sft.Config("llama_2x128", steps=1, batch_size=4, log_steps=1, vocab_size=400, device="cpu")
+    sft.train(config, train, train[:4], tmp_path)
+    tokenizer = models.load_tokenizer(str(tmp_path / "model"))
+    assert [len(tokenizer(word)["input_ids"]) for word in (" answer", " step", "Let")] == [1, 1, 1]
+    _, plain = sft.load(config, chains)
+    assert len(plain(" answer")["input_ids"]) > 1
 
 
 def test_a_preset_is_trained_from_scratch_and_loads_again(chains, tmp_path):

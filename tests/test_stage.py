@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from lib import sources, stage
 from lib.errors import InputError
 from lib.problems import make_problem
+from lib.prompts import Example, prompt, solution
 
 ROOT = Path(__file__).parents[1]
 PROBLEMS = [make_problem("1 + 1 ?", ["<<1+1=2>>"], "2", "made_up"), make_problem("2 + 2 ?", [], "4", "made_up")]
@@ -131,9 +132,41 @@ def test_work_on_a_memo_is_other_work_where_that_memo_is_another(s):
     assert len(found) == 2 and len(evaluate.calls) == 2
 
 
-def test_what_is_no_problem_is_refused_as_an_input(s):
-    with pytest.raises(AssertionError, match="identity of a list"):
-        s.memo(Work(), Config(), [1, 2])
+def example(p, **changes):
+    return replace(Example(p, prompt(p), solution(p), "cot"), **changes)
+
+
+def test_examples_are_known_by_problem_prompt_completion_and_form(s):
+    train = Work()
+    given = [[example(p) for p in PROBLEMS], [example(p) for p in reversed(PROBLEMS)], PROBLEMS]
+    for changed in ({"prompt": "Q: "}, {"completion": ""}, {"form": "chat"}, {"problem": PROBLEMS[1]}):
+        given.append([example(PROBLEMS[0], **changed), example(PROBLEMS[1])])
+    found = [s.memo(train, Config(), items) for items in given]
+    assert len(set(found)) == len(train.calls) == 7
+    assert s.memo(train, Config(), [example(p) for p in PROBLEMS]) == found[0] and len(train.calls) == 7
+
+
+def test_a_models_hub_id_is_known_by_its_text_and_a_local_folder_of_that_name_by_its_bytes(s, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = Work()
+    first = s.memo(train, Config(), "someone/model")
+    assert s.memo(train, Config(), "someone/model") == first != s.memo(train, Config(), "someone/other")
+    fill(tmp_path / "someone" / "model", weights="1")
+    assert s.memo(train, Config(), "someone/model") != first
+
+
+def test_no_path_at_all_is_known_by_its_text_whatever_lies_in_the_folder_where_we_work(s, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = Work()
+    first = s.memo(train, Config(), "")
+    (tmp_path / "new.txt").write_text("new")
+    assert s.memo(train, Config(), "") == first and len(train.calls) == 1
+
+
+@pytest.mark.parametrize("other", [[1, 2], [PROBLEMS[0], 1], ["a"], 3, None, {"a": 1}])
+def test_what_is_neither_a_path_nor_a_list_of_dataclasses_is_refused_as_an_input(s, other):
+    with pytest.raises(AssertionError, match=f"identity of a {type(other).__name__}"):
+        s.memo(Work(), Config(), other)
 
 
 def test_work_is_done_again_when_the_code_it_imports_changed_but_not_for_a_comment_or_a_plot(s, tmp_path, monkeypatch):

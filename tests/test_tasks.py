@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib import tasks
-from lib.answers import annotations, check_annotation, is_verified, number
+from lib.answers import annotations, check_annotation, check_steps, is_correct, is_verified, number
 from lib.errors import InputError
-from lib.problems import SPLITS, split, split_of, write_jsonl
-from lib.prompts import solution
-from lib.tasks import arithmetic, gsm8k, modular_chain, word_problems
+from lib.problems import SPLITS, make_problem, split, split_of, write_jsonl
+from lib.prompts import in_format, solution
+from lib.tasks import arithmetic, benchmarks, gsm8k, modular_chain, word_problems
 from tests.oracles import chains
 
 ROOT = Path(__file__).parents[1]
@@ -442,6 +443,76 @@ def test_an_unknown_source_is_refused_with_the_known_names():
         tasks.load("algebra", "", 10, 0)
 
 
+def test_a_source_without_a_problem_to_train_on_is_refused(tmp_path):
+    tests_alone = [p for p in word_problems.generate(60) if split_of(p) == "test"]
+    path = write_jsonl(tmp_path / "mine.jsonl", tests_alone)
+    with pytest.raises(InputError, match=re.escape(f"word_problems: {path} holds no problem to train on")):
+        tasks.load("word_problems", str(path), 0, 0)
+
+
+def test_a_published_test_set_is_refused_as_a_source_and_says_how_to_name_it(tmp_path):
+    for name in benchmarks.NAMES:
+        with pytest.raises(InputError, match=f"{name} is a test set, .* give its file as 01_data_inspection.{name}"):
+            tasks.load(name, str(tmp_path / "any.json"), 0, 0)
+
+
+# --- solved anew from the question ---
+
+
+@pytest.mark.parametrize("task", ["modular_chain", "addition", "multiplication"])
+def test_solving_a_generated_problem_anew_gives_it_back_whatever_its_steps_said(task):
+    for problem in GENERATORS[task](60, seed=4):
+        assert tasks.solve(problem) == problem
+        wrong = replace(problem, steps=("r9",), answer="9")
+        assert tasks.solve(wrong) == problem
+
+
+def test_what_cannot_be_solved_from_its_question_is_none():
+    assert all(tasks.solve(p) is None for p in word_problems.generate(20))
+    assert tasks.solve(make_problem("Four boxes?", [], "4", "gsm8k")) is None
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "",
+        "v1 ?",
+        "v1 + n1",
+        "v1 + n1 ? ",
+        " v1 + n1 ?",
+        "v1 + n1 ?\n",
+        "v1  + n1 ?",
+        "v1 / n1 ?",
+        "v5 + n1 ?",
+        "v1 + n0 ?",
+        "v1 - n0 ?",
+        "v1 * n1 ?",
+        "v1 + n5 ?",
+        "v1 + 1 ?",
+        "v1 + n1 + ?",
+        "v\u0661 + n1 ?",
+    ],
+)
+def test_a_question_that_no_chain_modulo_5_asks_is_not_solved(question):
+    assert modular_chain.solve(question) is None
+
+
+@settings(deadline=None)
+@given(st.integers(3, 9), st.data())
+def test_a_chain_of_any_length_and_modulus_is_solved_as_the_oracle_does(modulus, data):
+    moves = data.draw(st.lists(st.sampled_from(modular_chain.operations(modulus)), min_size=1, max_size=7))
+    question = " ".join([f"v{data.draw(st.integers(0, modulus - 1))}", *(f"{o} n{n}" for o, n in moves), "?"])
+    found = modular_chain.solve(question, modulus)
+    assert (list(found.steps), found.answer) == chains.modular_chain(question, modulus)
+    assert (found.question, found.meta["modulus"]) == (question, modulus)
+
+
+@pytest.mark.parametrize("question", ["", "1 + ", "1 - 1", "12 + 3", "1 2 + 3 ?", "a + b", "+ 1", "1 +  2"])
+def test_a_question_that_is_no_sum_of_digits_is_not_solved(question):
+    for source in ("addition", "multiplication"):
+        assert tasks.solve(make_problem(question, [], "0", source)) is None
+
+
 @pytest.mark.parametrize("published", [("train",), ("train", "test"), ("train", "valid"), ("train", "valid", "test")])
 def test_published_splits_are_kept_and_missing_ones_cut_from_train(tmp_path, monkeypatch, no_hub, published):
     (tmp_path / "gsm8k").mkdir()
@@ -483,8 +554,21 @@ def test_of_23716_annotations_of_gsm8k_only_the_two_with_floor_division_fail(rea
 
 
 @needs_real_files
-def test_every_gsm8k_solution_is_verified_but_those_two(real_gsm8k):
-    assert sum(not is_verified(p, solution(p)) for p in real_gsm8k) == 2
+def test_7471_of_7473_gsm8k_chains_are_verified_and_the_others_divide_by_two_slashes(real_gsm8k):
+    rest = [p for p in real_gsm8k if not is_verified(p, solution(p))]
+    assert len(real_gsm8k) - len(rest) == 7471
+    for problem in rest:
+        broken = [step for step in check_steps(problem, solution(problem)) if not step.ok]
+        assert is_correct(problem, solution(problem))
+        assert [(step.reason, "//" in step.text) for step in broken] == [("syntax", True)]
+
+
+@needs_real_files
+def test_gsm8k_chains_in_the_published_answer_form_are_verified_alike(real_gsm8k):
+    """ "The answer is n" in place of "#### n": the same chains hold, and 95 have no annotation to check."""
+    forms = [in_format(p, "zero_shot_cot").completion for p in real_gsm8k]
+    assert sum(is_verified(p, text) for p, text in zip(real_gsm8k, forms, strict=True)) == 7471
+    assert sum(not check_steps(p, text) for p, text in zip(real_gsm8k, forms, strict=True)) == 95
 
 
 @needs_real_files

@@ -7,6 +7,7 @@ import warnings
 from html.parser import HTMLParser
 
 import pytest
+from matplotlib.colors import to_hex
 
 from lib import evaluation, plots, prompts, viewers
 from lib.problems import make_problem
@@ -142,6 +143,17 @@ def test_hostile_problems_break_nothing(text):
     assert Reader(viewers.solution(problem)).text.startswith(text)
 
 
+# --- what a model was given and what it wrote ---
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_transcript_shows_prompt_and_completion_as_they_are_and_breaks_nothing(text):
+    for right, shade in ((True, viewers.GOOD), (False, viewers.BAD)):
+        html = viewers.transcript(f"Q: {text}", text, right)
+        assert Reader(html).text == f"Q: {text}{text}"
+        assert f"background:{shade}" in html and (viewers.BAD if right else viewers.GOOD) not in html
+
+
 # --- tokens, tables, badges ---
 
 
@@ -259,15 +271,31 @@ def test_a_picture_holds_its_own_bytes():
 # --- plots ---
 
 
-def row(correct=5, n=10, method="cot", task="t", seed=0, tokens=3.0):
-    low, high = evaluation.wilson(correct, n)
-    what = {"method": method, "task": task, "seed": seed, "tokens_per_problem": tokens}
-    return {**what, "accuracy": correct / n, "ci_low": low, "ci_high": high}
+def row(correct=5, asked=10, method="cot", task="t", seed=0, tokens=3.0, **setting):
+    low, high = evaluation.wilson(correct, asked)
+    what = {"method": method, "task": task, "setting": setting, "seed": seed, "tokens_per_problem": tokens}
+    return {**what, "accuracy": correct / asked, "ci_low": low, "ci_high": high}
 
 
 POINT = {"step": 1, "loss": 2.0, "learning_rate": 0.1, "grad_norm": 1.0, "mean_token_accuracy": 0.5}
 LOOK = {"step": 1, "eval_loss": 2.0, "eval_mean_token_accuracy": 0.5}
 SHAPES = {"word_problems": word_problems.generate(20), "modular_chain": modular_chain.generate(20)}
+CHOICES = ("vote", "verifier", "weighted_vote")
+REACHABLE = [{"task": "t", "seed": 0, "n": n, "accuracy": n / 10} for n in (1, 8)]
+COUNTED = [
+    {"task": task, "seed": seed, "k": k, "paths": k / 2, "ledger": {"wrong answer": 3, "kept": k}}
+    for task in ("t", "u")
+    for seed in (0, 1)
+    for k in (1, 2, 8)
+]
+LEARNED = [
+    row(4),
+    row(5, method="cot_calculator"),
+    row(6, method="rft", k=1, calculator=False),
+    row(9, method="rft", k=8, calculator=False),
+    row(8, method="rft", k=8, calculator=True),
+    row(method="rft", task="u", seed=1, k=2),
+]
 PICTURES = {
     "shapes": (plots.problem_shapes, SHAPES),
     "shapes of one problem": (plots.problem_shapes, {"t": [make_problem("q", [], "", "t")]}),
@@ -291,6 +319,18 @@ PICTURES = {
     "cost at one and zero": (plots.accuracy_against_cost, [row(500, 500), row(0, 11)]),
     "cost not measured": (plots.accuracy_against_cost, [row(tokens=None), row()]),
     "cost of nothing": (plots.accuracy_against_cost, []),
+    "bars of settings": (plots.accuracy_bars, [row(k=1), row(k=8), row(k=8, seed=1), row(method="unheard of")]),
+    "token lengths": (plots.token_lengths, {"one": [[3, 5], [2, 2]], "two": [[0], [1]]}),
+    "token lengths of nothing": (plots.token_lengths, {}),
+    "choices": (
+        lambda rows: plots.accuracy_of_choices(rows, REACHABLE),
+        [row(n=n, seed=s, by=by) for n in (1, 8) for s in (0, 1) for by in CHOICES],
+    ),
+    "choices of nothing": (lambda rows: plots.accuracy_of_choices(rows, []), []),
+    "paths": (plots.paths_by_samples, COUNTED),
+    "paths of nothing": (plots.paths_by_samples, []),
+    "learning": (lambda rows: plots.accuracy_against_paths(rows, COUNTED), LEARNED),
+    "learning of nothing": (lambda rows: plots.accuracy_against_paths(rows, []), []),
 }
 
 
@@ -310,10 +350,62 @@ def test_any_data_makes_a_figure_that_saves_as_png(name, tmp_path):
 def test_bars_stand_at_their_accuracy_with_their_interval():
     figure = plots.accuracy_bars([row(3, 10), row(0, 10, method="answer_only")])
     (ax,) = figure.axes
-    assert [bar.get_height() for bar in ax.patches] == [0.3, 0.0]
-    ends = [segment[:, 1].tolist() for lines in ax.collections for segment in lines.get_segments()]
+    assert [bar.get_width() for bar in ax.patches] == [0.3, 0.0]
+    assert ax.yaxis_inverted(), "the first row stands on top"
+    ends = [segment[:, 0].tolist() for lines in ax.collections for segment in lines.get_segments()]
     assert ends[0] == pytest.approx(evaluation.wilson(3, 10)) and ends[1] == pytest.approx(evaluation.wilson(0, 10))
     assert ax.patches[0].get_facecolor() != ax.patches[1].get_facecolor()
+
+
+def test_bars_are_named_by_method_and_what_parts_it_from_others_and_by_seed_where_there_are_several():
+    def names(rows):
+        (ax,) = plots.accuracy_bars(rows).axes
+        return [text.get_text() for text in ax.get_yticklabels()]
+
+    assert names([row(k=1), row(k=8), row(method="dot")]) == ["cot k 1", "cot k 8", "dot"]
+    assert names([row(k=1), row(k=1, seed=1)]) == ["cot, seed 0", "cot, seed 1"]
+
+
+def test_each_method_has_its_colour_in_every_picture_and_neighbours_differ():
+    from itertools import pairwise
+
+    shades = [plots.colour(method) for method in plots.METHODS]
+    assert set(shades) <= set(plots.COLOURS) and all(a != b for a, b in pairwise(shades))
+    assert plots.colour("unheard of") in plots.COLOURS
+    bars = plots.accuracy_bars([row(method="rft"), row(method="cot")]).axes[0].patches
+    assert [plots.colour("rft"), plots.colour("cot")] == [to_hex(bar.get_facecolor()).upper() for bar in bars]
+
+
+def test_choices_are_drawn_by_how_they_were_made_beside_what_choosing_can_reach():
+    rows = [row(c, method="verifier", n=n, by="verifier") for n, c in ((8, 7), (1, 2), (4, 6))]
+    rows += [row(3, method="self_consistency", n=1, by="vote"), row(9, method="verifier", n=8, by="weighted_vote")]
+    (ax,) = plots.accuracy_of_choices(rows, REACHABLE).axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert lines == {
+        "verifier": [[1, 0.2], [4, 0.6], [8, 0.7]],
+        "vote": [[1, 0.3]],
+        "weighted_vote": [[8, 0.9]],
+        "any sample right": [[1, 0.1], [8, 0.8]],
+    }
+    assert len({line.get_color() for line in ax.lines}) == 4
+
+
+def test_paths_are_drawn_by_k_beside_shares_of_fates_that_sum_to_one():
+    grown, fates, *_ = plots.paths_by_samples(COUNTED).axes
+    assert [line.get_xydata().tolist() for line in grown.lines] == [[[1, 0.5], [2, 1], [8, 4]]] * 2
+    heights = {}
+    for bar in fates.patches:
+        heights[round(bar.get_x() + bar.get_width() / 2)] = heights.get(bar.get_x(), 0) + bar.get_y() + bar.get_height()
+    assert list(heights) == [1, 2, 8] and list(heights.values()) == pytest.approx([1, 1, 1])
+
+
+def test_learning_is_drawn_from_sft_at_no_path_on_with_and_without_the_calculator():
+    _, ax = plots.accuracy_against_paths(LEARNED, COUNTED).axes
+    lines = {line.get_label(): line.lines[0].get_xydata().tolist() for line in ax.containers}
+    assert lines == {
+        "without calculator": [[0, 0.4], [0.5, 0.6], [4, 0.9]],
+        "with calculator": [[0, 0.5], [4, 0.8]],
+    }
 
 
 def test_each_task_has_a_panel():

@@ -39,11 +39,15 @@ def read(name: str, path: str | Path) -> list[Problem]:
             stop = "." if body.strip() and body.strip()[-1] not in ".?!" else ""  # SVAMP's bodies often lack it
             if name == "multiarith":
                 (equation,), (answer,) = equation, answer
+            if not isinstance(answer, (int, float, str)) or not str(answer).strip():
+                raise ValueError("no answer")
             new = _problem(name, f"{body.strip()}{stop} {question.strip()}".strip(), equation, str(answer))
         except (KeyError, TypeError, ValueError, AttributeError):
             wanted = ", ".join(filter(None, keys))
             raise InputError(f"{path}, problem {number}: a problem of {name} has {wanted}.") from None
         problems.setdefault(new.id, new)
+    if not problems:
+        raise InputError(f"{path}: holds no problem.")
     return list(problems.values())
 
 
@@ -61,8 +65,8 @@ def _problem(name: str, question: str, equation: str, answer: str) -> Problem:
 def _json_rows(text: str, path) -> list:
     try:
         rows = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}).") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({str(error)[:200]}).") from None
     if not isinstance(rows, list):
         raise InputError(f"{path}: expected a JSON list of problems.")
     return rows
