@@ -203,7 +203,7 @@ def paths_by_samples(counted: list[dict]) -> object:
     counted  [{"task", "seed", "k", "paths", "ledger": {fate: samples}}]
     """
     tasks = sorted({row["task"] for row in counted}, reverse=True)
-    figure, grid = axes(len(tasks), 2, width=5)
+    figure, grid = axes(max(1, len(tasks)), 2, width=5)
     for row, task in enumerate(tasks):
         grown, fates = grid[2 * row : 2 * row + 2]
         chosen = [c for c in counted if c["task"] == task]

@@ -154,9 +154,7 @@ def stop_reloading() -> None:
 
     The notebooks load autoreload for those who edit lib/ beside JupyterLab.
     """
-    from IPython import get_ipython
-
-    shell = get_ipython()
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None and "autoreload" in shell.magics_manager.magics["line"]:
         shell.run_line_magic("autoreload", "0")
 

@@ -60,7 +60,7 @@ def victim(process: subprocess.Popen, which: str) -> int | None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trial", range(10))
+@pytest.mark.parametrize("trial", range(5))
 @pytest.mark.parametrize("which", ["kernel", "papermill", "run_all"])
 def test_a_killed_run_ends_as_an_undisturbed_one(which, trial, undisturbed, tmp_path):
     expected, seconds = undisturbed

@@ -28,7 +28,7 @@ many = settings(max_examples=150, deadline=None)
 
 CLIPS = make_problem(
     "Ann sold 48 clips: half of them in May. How many?",
-    ["In May: 48/2 = <<48/2=24>>24 clips.", "So: <<24+0=24>>24."],
+    ["In May: 48/2 = <<48/2=24>>24 clips.", "So: <<24+0=24>>24, not <<24+1=25>>25."],
     "24",
     "gsm8k",
 )
@@ -47,7 +47,7 @@ POOL = word_problems.generate(60, seed=5)
         (
             "zero_shot_cot",
             "Q: Ann sold 48 clips: half of them in May. How many?\nLet's think step by step",
-            "\nIn May: 48/2 = 24 clips.\nSo: 24.\nThe answer is 24",
+            "\nIn May: 48/2 = 24 clips.\nSo: 24, not 25.\nThe answer is 24",
         ),
         (
             "in_context_answer",
@@ -61,7 +61,7 @@ POOL = word_problems.generate(60, seed=5)
             "Q: Six trays of four?\nLet's think step by step\n6*4=24 jars.\nThe answer is 24\n\n"
             "Q: What do 2 pens at $540 cost?\nLet's think step by step\n$540*2=$1,080\nThe answer is 1,080\n\n"
             "Q: Ann sold 48 clips: half of them in May. How many?\nLet's think step by step",
-            "\nIn May: 48/2 = 24 clips.\nSo: 24.\nThe answer is 24",
+            "\nIn May: 48/2 = 24 clips.\nSo: 24, not 25.\nThe answer is 24",
         ),
     ],
 )
@@ -90,7 +90,7 @@ def test_annotations_are_kept_unless_they_are_to_go(form):
     kept, gone = (in_format(CLIPS, form, [TRAYS], annotated) for annotated in (True, False))
     assert annotations(gone.prompt + gone.completion) == [] and "<<" not in gone.prompt + gone.completion
     if form.endswith("cot"):
-        assert annotations(kept.completion) == [("48/2", "24"), ("24+0", "24")]
+        assert annotations(kept.completion) == [("48/2", "24"), ("24+0", "24"), ("24+1", "25")]
         assert len(annotations(kept.prompt)) == ("in_context" in form)
     else:
         assert kept == gone

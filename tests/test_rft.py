@@ -123,6 +123,9 @@ def test_of_equally_far_texts_the_first_stays():
 def test_a_known_path_is_not_learned_twice_however_far_its_words_are():
     assert distinct_paths(TRAYS, ["quite another wording <<1+2=3>>", OTHER], known=(ONE,)) == [OTHER]
     assert distinct_paths(TRAYS, [ONE, ONE], known=(ONE,)) == []
+    near, far = "aaaa <<2+1=3>>", "bbbb <<2+1=3>>"
+    found = distinct_paths(TRAYS, [near, "bbbbbbbb <<1+2=3>>", far], known=("aaaa <<1+2=3>>",))
+    assert found == [far], "the known text stays what others are measured against"
 
 
 # --- against the oracle ---

@@ -466,3 +466,25 @@ def test_a_reader_of_write_json_never_sees_half_a_file(tmp_path):
         writer.kill()
         writer.wait()
     assert len(json.loads(file.read_text())) == 20000
+
+
+def test_a_kernel_of_the_pipeline_keeps_the_modules_that_it_loaded(tmp_path):
+    """Autoreload, which the notebooks load for JupyterLab, is off: else what runs is not what its memo keys name."""
+    (tmp_path / "edited.py").write_text("value = 'old'\n")
+    code = f"""
+import os, sys, time
+sys.path.insert(0, {str(tmp_path)!r})
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+shell.run_cell("%load_ext autoreload\\n%autoreload 2\\nimport edited")
+os.environ["WORKBENCH_STAGE_DIR"] = {str(tmp_path)!r} if sys.argv[1] == "pipeline" else ""
+os.environ["WORKBENCH_OUTPUTS"] = {str(tmp_path)!r}
+shell.run_cell("from lib import stage; s = stage.begin('03_sft', 'toy')")
+time.sleep(0.05)
+open({str(tmp_path / "edited.py")!r}, "w").write("value = 'new and longer'\\n")
+shell.run_cell("print('it says', edited.value)")
+"""
+    for way, value in (("pipeline", "old"), ("live", "new and longer")):
+        (tmp_path / "edited.py").write_text("value = 'old'\n")
+        found = subprocess.run([sys.executable, "-c", code, way], capture_output=True, text=True, cwd=ROOT)
+        assert f"it says {value}" in found.stdout, found.stdout + found.stderr
