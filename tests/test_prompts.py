@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("REAL_DATA") or "no such folder")
 needs_real_files = pytest.mark.skipif(not REAL.is_dir(), reason="set REAL_DATA to the folder of real files")
 every_form = pytest.mark.parametrize("form", FORMATS)
-many = settings(max_examples=150, deadline=None)
+many = settings(max_examples=80, deadline=None)
 
 CLIPS = make_problem(
     "Ann sold 48 clips: half of them in May. How many?",

@@ -15,7 +15,7 @@ from lib.rft import FATES, as_problem, collect, distinct_paths, equations, fate
 from lib.tasks import modular_chain
 from tests.oracles import rft as oracle
 
-many = settings(max_examples=200, deadline=None)
+many = settings(max_examples=100, deadline=None)
 
 TRAYS = make_problem(
     "Six trays of four, five broken?", ["6*4=<<6*4=24>>24 jars.", "<<24-5=19>>19 left."], "19", "gsm8k"

@@ -284,14 +284,22 @@ class Cut(Exception):
     """The power fails."""
 
 
+CUT = replace(FAST, steps=8, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(annotating, sums, tmp_path_factory):
+    """A folder of samples and, in whole/, the verifier that learned from them undisturbed."""
+    folder = separable(sums[:12], tmp_path_factory.mktemp("undisturbed"))
+    train(CUT, sums[:12], folder, annotating, folder / "whole")
+    return folder
+
+
 @pytest.mark.parametrize("mark", [True, False])
 def test_a_training_that_was_cut_off_ends_with_the_same_weights_to_the_bit(
-    mark, annotating, sums, tmp_path, monkeypatch
+    mark, undisturbed, annotating, sums, tmp_path, monkeypatch
 ):
-    """Cut when the second checkpoint stands, marked complete or not yet."""
-    config = replace(FAST, steps=8, batch_size=8)
-    separable(sums[:12], tmp_path)
-    train(config, sums[:12], tmp_path, annotating, tmp_path / "whole")
+    """Cut when the fourth checkpoint stands, marked complete or not yet."""
     real = sft.mark_complete
 
     def failing(checkpoint):
@@ -302,12 +310,12 @@ def test_a_training_that_was_cut_off_ends_with_the_same_weights_to_the_bit(
 
     with monkeypatch.context() as patch, pytest.raises(Cut):
         patch.setattr(sft, "mark_complete", failing)
-        train(config, sums[:12], tmp_path, annotating, tmp_path / "cut")
-    assert (tmp_path / "cut" / "checkpoint-4").exists() and not (tmp_path / "cut" / "model").exists()
-    train(config, sums[:12], tmp_path, annotating, tmp_path / "cut")
+        train(CUT, sums[:12], undisturbed, annotating, tmp_path)
+    assert (tmp_path / "checkpoint-4").exists() and not (tmp_path / "model").exists()
+    train(CUT, sums[:12], undisturbed, annotating, tmp_path)
     for name in ("model/model.safetensors", "metrics.jsonl", "config.json"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
-    assert not list((tmp_path / "cut").glob("checkpoint-*"))
+        assert (undisturbed / "whole" / name).read_bytes() == (tmp_path / name).read_bytes(), name
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 # --- scores ---

@@ -18,7 +18,7 @@ from lib.synthetic import LEDGER, Config, Judged, check, judge, parse, repair, s
 from lib.tasks import arithmetic, modular_chain, word_problems
 from tests.oracles import hostile
 
-many = settings(max_examples=200, deadline=None)
+many = settings(max_examples=100, deadline=None)
 
 WORDS = word_problems.generate(400, 1, 5, 60, seed=11)
 SOLVED = {

@@ -41,4 +41,6 @@ TEXTS = (
     "<<1+1=2>>" * (LONG // 9),
     "\n" * LONG,
     "r1\n" * (LONG // 3),
+    "the answer is " * (LONG // 14),
+    "the answer is 1\n" * (LONG // 16),
 )
