@@ -51,10 +51,11 @@ def chain(text: str) -> str:
 
 def _stated(text: str) -> tuple[int, str | None]:
     """Where the last "The answer is" begins that is followed by anything, and by what; (length, None) without one."""
-    for found in reversed(list(STATED.finditer(text))):
-        answer = _first_line(STATED.split(text[found.end() :])[0])
-        if answer.strip("."):
-            return found.start(), answer
+    found = list(STATED.finditer(text))
+    ends = [match.start() for match in found[1:]] + [len(text)]
+    for match, end in reversed(list(zip(found, ends, strict=False))):
+        if (answer := _first_line(text[match.end() : end])).strip("."):
+            return match.start(), answer
     return len(text), None
 
 

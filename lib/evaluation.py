@@ -123,8 +123,13 @@ def choose(config: ChoiceConfig, problems: list[Problem] | list[Example], sample
     chosen = []
     for example in asked:
         found = samples[example.problem.id][: config.n_samples]
+        if len(found) < config.n_samples:
+            raise InputError(
+                f"{config.n_samples} samples are to be chosen from, but {len(found)} were drawn; draw more."
+            )
         row = scores[example.problem.id][: config.n_samples] if scores else None
-        place = row.index(max(row)) if config.by == "verifier" else selection.vote([s["answer"] for s in found], row)
+        stated = [s["answer"] if s["finished"] else None for s in found]
+        place = row.index(max(row)) if config.by == "verifier" else selection.vote(stated, row)
         best = found[place or 0]
         tokens, seconds = sum(s["tokens"] for s in found), sum(s["seconds"] for s in found)
         chosen.append(Generation(best["text"], tokens, best["finished"], seconds))

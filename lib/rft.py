@@ -36,7 +36,8 @@ def fate(problem: Problem, sample: dict) -> str:
     text = sample["text"]
     marker = answers.MARKER if answers.MARKER in text else None
     tail = text.rpartition(marker)[2] if marker else text[len(answers.chain(text)) :]
-    if "\n" in tail.strip() or (marker and text.count(marker) > 1):
+    stated = text.count(marker) if marker else len(answers.STATED.findall(text))
+    if "\n" in tail.strip() or stated > 1:
         return "text after the answer"
     return "kept"
 

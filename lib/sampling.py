@@ -5,7 +5,9 @@ asking `lib.answers`) and nothing of what becomes of it.
 """
 
 import json
+import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +21,7 @@ from lib.problems import Problem, write_jsonl
 from lib.prompts import Example
 
 FORMS = {"": None, "canonical": CANONICAL, "t5": T5}
+T5_ANNOTATION = re.compile(r"\[([^\]\n=]*=[^\]\n]*)\]")
 DRAWN = "drawn.jsonl"  # the micro-batches of a drawing that is not complete
 
 
@@ -59,7 +62,9 @@ class Config:
             raise InputError("vLLM samples without the calculator; use the backend hf, or calculator ''.")
         if self.n_samples < 1 or self.max_new_tokens < 1:
             raise InputError("n_samples and max_new_tokens must be at least 1.")
-        if self.temperature < 0 or (self.temperature == 0 and self.n_samples > 1):
+        if not (0 <= self.temperature < math.inf and 0 < self.top_p <= 1 and self.top_k >= 0):
+            raise InputError("temperature must be at least 0, top_p above 0 and at most 1, top_k at least 0.")
+        if self.temperature == 0 and self.n_samples > 1:
             raise InputError("Greedy decoding gives one sample; use a temperature above 0 for more.")
 
 
@@ -72,6 +77,8 @@ def draw(config: Config, problems: list[Problem] | list[Example], model: str | P
     Goes on where an interrupted call stopped.
     """
     out_dir, asked = Path(out_dir), prompts.examples(problems)
+    if (out_dir / "samples.jsonl").exists() and not (out_dir / DRAWN).exists():
+        return  # all was done but for the word that it was
     requests = [(row, index) for row in range(len(asked)) for index in range(config.n_samples)]
     drawn = read_whole_lines(out_dir / DRAWN)
     with open(out_dir / DRAWN, "a") as file:
@@ -83,7 +90,8 @@ def draw(config: Config, problems: list[Problem] | list[Example], model: str | P
     found = {place: g for batch in drawn for place, g in zip(batch["rows"], batch["generations"], strict=True)}
     samples: list[list[dict]] = [[] for _ in asked]
     for place, (row, index) in enumerate(requests):
-        samples[row].append({"index": index, **found[place], **judge(asked[row].problem, found[place]["text"])})
+        text = canonical_form(found[place]["text"]) if config.calculator == "t5" else found[place]["text"]
+        samples[row].append({"index": index, **found[place], "text": text, **judge(asked[row].problem, text)})
     write_jsonl(
         out_dir / "samples.jsonl",
         (
@@ -128,6 +136,11 @@ def draw_batches(config: Config, asked: list[Example], requests, model, done: in
     finally:
         if config.backend == "vllm":
             generation_vllm.close()  # training that follows needs the memory
+
+
+def canonical_form(text: str) -> str:
+    """A text with annotations in T5's form, [ 6 * 4 = 24], as the arbiter reads them: <<6*4=24>>."""
+    return T5_ANNOTATION.sub(lambda found: f"<<{found[1].replace(' ', '')}>>", text)
 
 
 def judge(problem: Problem, text: str) -> dict:

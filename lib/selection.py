@@ -106,8 +106,11 @@ def make_rows(config: Config, tokenizer, problems, samples: dict[str, list[dict]
     return rng.sample([row for rows in sides.values() for row in rng.sample(rows, size)], 2 * size)
 
 
-def load_verifier(model: str | Path, dtype: str = "float32", device: str = "auto"):
-    """(verifier, tokenizer): a model directory or hub id with one output a token; a new head where it has none."""
+def load_verifier(model: str | Path, dtype: str = "float32", device: str = "auto", trained: bool = False):
+    """(verifier, tokenizer): a model directory or hub id with one output a token, a new one where it has none.
+
+    Raises InputError, where it is to be a `trained` one, for a model that would get a new output.
+    """
     from transformers import AutoModelForTokenClassification
     from transformers.utils import logging
 
@@ -116,14 +119,18 @@ def load_verifier(model: str | Path, dtype: str = "float32", device: str = "auto
     if (Path(model) / "adapter_config.json").exists():
         raise InputError(f"{model}: a verifier starts from a whole model, not from an adapter; merge it first.")
     tokenizer = models.load_tokenizer(str(model))
-    report = logging.get_verbosity()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a new head is no news
     try:
-        network = AutoModelForTokenClassification.from_pretrained(model, num_labels=1, dtype=models.pick_dtype(dtype))
+        network, report = AutoModelForTokenClassification.from_pretrained(
+            model, num_labels=1, dtype=models.pick_dtype(dtype), output_loading_info=True
+        )
     except Exception as error:  # the library raises many kinds for a broken file
         raise models.not_found(str(model), error) from None
     finally:
-        logging.set_verbosity(report)
+        logging.set_verbosity(verbosity)
+    if trained and report["missing_keys"]:
+        raise InputError(f"{model} is no verifier (it has no output that scores); train one from it first.")
     return network.to(place), tokenizer
 
 
@@ -189,7 +196,7 @@ def rate(config: Config, problems: list[Problem] | list[Example], samples_dir, v
 
     scores.jsonl  one line a problem: id, scores, in the order of its samples
     """
-    network, tokenizer = load_verifier(verifier, config.dtype, config.device)
+    network, tokenizer = load_verifier(verifier, config.dtype, config.device, trained=True)
     asked, samples = prompts.examples(problems), read_samples(samples_dir)
     pairs = [(e, s) for e in asked for s in samples[e.problem.id]]
     values = score(network, tokenizer, [e for e, _ in pairs], [s["text"] for _, s in pairs])

@@ -2,7 +2,7 @@
 
 The writer is any causal model trained on `Example`s of `writing`: asked for a problem, it writes question, chain and
 answer. The verifier trusts nothing: it checks what can be checked of the text alone, repairs wrong arithmetic and
-checks again. What it cannot see is whether the words of a question mean its chain; two shares of the score stand in.
+checks again. What it cannot see is whether the words of a question mean its chain; three shares of the score stand in.
 """
 
 import json
@@ -65,6 +65,8 @@ class Config:
     def __post_init__(self):
         if not 0 <= self.quality_threshold <= 1:
             raise InputError(f"quality_threshold must lie between 0 and 1, not {self.quality_threshold}.")
+        if min(self.num_samples_to_generate, self.budget, self.block) < 1:
+            raise InputError("num_samples_to_generate, budget and block must be at least 1.")
         if self.temperature <= 0:
             raise InputError("A writer that is to write different problems needs a temperature above 0.")
 
@@ -73,7 +75,8 @@ class Config:
 class Judged:
     """A draft after verification: the problem (None where the text holds none), its score, the checks behind it.
 
-    checks  shares in [0, 1]: steps_hold, answer_agrees, operands_traceable, numbers_used; their product is the score
+    checks  shares in [0, 1]: steps_hold, answer_agrees, operands_traceable (to the question or an earlier result),
+            numbers_used (of the question), results_used (all but the last, later on); their product is the score
     """
 
     problem: Problem | None
@@ -141,24 +144,28 @@ def exact(number: str) -> Fraction | None:
 
 
 def check(problem: Problem) -> dict[str, float]:
-    """The four shares behind a score; see Judged. A chain without annotations has no step that holds."""
+    """The shares behind a score; see Judged. A chain without annotations has no step that holds."""
     steps = answers.check_steps(problem, solution(problem))
     pairs = answers.annotations("\n".join(problem.steps))
     given = [value for text in NUMERAL.findall(problem.question) if (value := exact(text)) is not None]
     words = re.findall(r"[a-z]+|%", problem.question.lower())
     meant = {Fraction(WORDS[form]) for word in words for form in (word, word.rstrip("s")) if form in WORDS}
-    known, traced, operands, used = set(given) | meant, 0, 0, set()
-    for expression, stated in pairs:
-        for value in map(exact, NUMERAL.findall(expression)):
-            operands += 1
-            traced += value in known
-            used.add(value)
-        known.add(answers.number(stated))
+    operands = [list(map(exact, NUMERAL.findall(expression))) for expression, _ in pairs]
+    results = [answers.number(stated) for _, stated in pairs]
+    known, traced = set(given) | meant, []
+    for values, result in zip(operands, results, strict=True):
+        traced += [value in known for value in values]
+        known.add(result)
+    used, later = set(), []  # from the last step to the first
+    for values, result in zip(reversed(operands), reversed(results), strict=True):
+        later.append(result in used)
+        used.update(values)
     return {
         "steps_hold": sum(step.ok for step in steps) / len(steps) if steps else 0.0,
         "answer_agrees": float(bool(pairs) and answers.same(pairs[-1][1] or "?", problem.answer)),
-        "operands_traceable": traced / operands if operands else 0.0,
+        "operands_traceable": sum(traced) / len(traced) if traced else 0.0,
         "numbers_used": sum(number in used for number in given) / len(given) if given else 1.0,
+        "results_used": sum(later[1:]) / len(later[1:]) if later[1:] else 1.0,
     }
 
 
@@ -267,6 +274,8 @@ def write(config: Config, known: list[Problem], test: list[Problem], model: str 
     known gives the source and what is not new; goes on where an interrupted call stopped.
     """
     out_dir = Path(out_dir)
+    if (out_dir / "drafts.jsonl").exists() and not (out_dir / DRAWN).exists():
+        return  # all was done but for the word that it was
     language_model, tokenizer = load_model(str(model), dtype=config.dtype, device=config.device)
     drawn = read_whole_lines(out_dir / DRAWN)
     with open(out_dir / DRAWN, "a") as file, Bar("new problems", config.num_samples_to_generate) as bar:

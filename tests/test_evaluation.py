@@ -575,10 +575,12 @@ def test_the_verifiers_choice_is_the_sample_with_the_highest_score(tmp_path):
 
 def test_a_weighted_vote_goes_to_the_answer_with_the_highest_sum_of_scores(tmp_path):
     texts = ["#### 2", "#### 1", "so\n#### 1.0", "#### 3", "no answer"]
-    folder = drawn(tmp_path, a=[sample(text, "1" in text) for text in texts], b=[sample("none"), sample("nothing")])
+    folder = drawn(
+        tmp_path, a=[sample(text, "1" in text) for text in texts], b=[sample("none"), *[sample("nothing")] * 4]
+    )
     chosen = {}
     for name, row in {"pair": [0.5, 0.3, 0.3, 0.4, 0.9], "one": [0.5, 0.1, 0.3, 0.2, 0.9], "none": [0.0] * 5}.items():
-        write_jsonl(tmp_path / "scores.jsonl", [{"id": A.id, "scores": row}, {"id": B.id, "scores": [0.1, 0.2]}])
+        write_jsonl(tmp_path / "scores.jsonl", [{"id": A.id, "scores": row}, {"id": B.id, "scores": [0.1, *[0.2] * 4]}])
         for n in (1, 5):
             out = tmp_path / f"{name} {n}"
             out.mkdir()
@@ -587,6 +589,12 @@ def test_a_weighted_vote_goes_to_the_answer_with_the_highest_sum_of_scores(tmp_p
     assert chosen["pair", 5] == ["#### 1", "none"], "two middling samples that agree beat a better one alone"
     assert chosen["one", 5] == chosen["none", 5] == ["#### 2", "none"]
     assert {tuple(chosen[name, 1]) for name in ("pair", "one", "none")} == {("#### 2", "none")}
+
+
+def test_choosing_among_more_samples_than_were_drawn_is_one_sentence(tmp_path):
+    folder = drawn(tmp_path, a=[sample("#### 1", True)] * 2)
+    with pytest.raises(InputError, match="3 samples are to be chosen from, but 2 were drawn"):
+        evaluation.choose(evaluation.ChoiceConfig("vote", 3), [A], folder, "", tmp_path)
 
 
 def test_another_way_to_choose_is_refused_with_the_known_ones():

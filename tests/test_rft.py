@@ -301,3 +301,8 @@ def test_a_real_drawing_becomes_a_training_set_that_grows_with_k(sums, annotatin
     counts = Counter((p.question, equations(p, solution(p))) for p in found)
     assert max(counts.values()) == 1, "no path of a problem is learned twice"
     assert rft.collect(asked, gold, [pool, pool], 6)[0] == found, "the same samples twice teach nothing new"
+
+
+def test_text_between_two_stated_answers_is_not_learned():
+    text = "<<6*4=24>>\n<<24-5=19>>\nThe answer is 19\nNow more.\nThe answer is 19"
+    assert fate(TRAYS, sample(TRAYS, text)) == "text after the answer"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,6 +193,15 @@ def test_a_drawing_that_was_all_but_finished_asks_the_model_nothing(
     assert without_seconds(folder) == without_seconds(undisturbed)
 
 
+def test_a_complete_drawing_is_not_drawn_again(undisturbed, few, annotating, tmp_path, monkeypatch):
+    """Killed after its last line and before its folder got its final name, a drawing is complete all the same."""
+    folder = tmp_path / "complete"
+    shutil.copytree(undisturbed, folder)
+    monkeypatch.setattr(sampling.generation, "decode", None)
+    draw(FEW, few, annotating, folder)
+    assert without_seconds(folder) == without_seconds(undisturbed)
+
+
 SLOW = """
 import json, sys, time
 from lib import generation, problems, sampling
@@ -311,7 +321,11 @@ def test_a_sample_is_judged_by_its_answer_and_by_its_steps(text, answer, correct
         ({"n_samples": 0}, "n_samples and max_new_tokens must be at least 1"),
         ({"max_new_tokens": 0}, "n_samples and max_new_tokens must be at least 1"),
         ({"temperature": 0.0, "n_samples": 2}, "Greedy decoding gives one sample; use a temperature above 0"),
-        ({"temperature": -0.5, "n_samples": 1}, "temperature above 0"),
+        ({"temperature": -0.5, "n_samples": 1}, "temperature must be at least 0"),
+        ({"temperature": float("nan")}, "temperature must be at least 0"),
+        ({"top_p": 0.0}, "top_p above 0"),
+        ({"top_p": 1.5}, "top_p above 0 and at most 1"),
+        ({"top_k": -3}, "top_k at least 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_once(wrong, says):
@@ -330,3 +344,8 @@ def test_a_model_that_is_not_there_is_one_sentence_and_what_was_drawn_stays(few,
     with pytest.raises(InputError, match="Cannot load the model"):
         draw(FEW, few, tmp_path / "nowhere", folder)
     assert (folder / DRAWN).read_bytes() == b"".join(micro_batches[:2])
+
+
+def test_annotations_in_t5s_form_are_kept_as_the_arbiter_reads_them():
+    text = "Six trays hold [ 6 * 4 = 24] 24 jars [sic]. [24 - 5=19]19\n#### 19"
+    assert sampling.canonical_form(text) == "Six trays hold <<6*4=24>> 24 jars [sic]. <<24-5=19>>19\n#### 19"

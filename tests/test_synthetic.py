@@ -92,22 +92,24 @@ ASKED = "Ann has 3 red pens and 4 blue pens, and gives 2 away. How many?"
 @pytest.mark.parametrize(
     "steps, answer, shares",
     [
-        (["<<3+4=7>>", "<<7-2=5>>"], "5", (1, 1, 1, 1)),
-        (["<<3+4-2=5>>"], "5", (1, 1, 1, 1)),
-        (["<<3+4=7>>", "<<7-2=6>>"], "6", (1 / 2, 1, 1, 1)),
-        (["<<3+4=7>>", "<<7-2=5>>"], "6", (1, 0, 1, 1)),
-        (["<<3+4=7>>", "<<7-1=6>>"], "6", (1, 1, 3 / 4, 2 / 3)),
-        (["<<3+4=7>>"], "7", (1, 1, 1, 2 / 3)),
-        (["<<7-2=5>>", "<<3+4=7>>"], "7", (1, 1, 3 / 4, 1)),  # 7 is used before it is known
-        (["<<8+9=17>>"], "17", (1, 1, 0, 0)),
-        (["<<3/0=3>>"], "3", (0, 1, 1 / 2, 1 / 3)),
-        (["<<3+4>>"], "7", (0, 0, 1, 2 / 3)),
-        (["three and four"], "7", (0, 0, 0, 0)),
+        (["<<3+4=7>>", "<<7-2=5>>"], "5", (1, 1, 1, 1, 1)),
+        (["<<3+4-2=5>>"], "5", (1, 1, 1, 1, 1)),
+        (["<<3+4=7>>", "<<7-2=6>>"], "6", (1 / 2, 1, 1, 1, 1)),
+        (["<<3+4=7>>", "<<7-2=5>>"], "6", (1, 0, 1, 1, 1)),
+        (["<<3+4=7>>", "<<7-1=6>>"], "6", (1, 1, 3 / 4, 2 / 3, 1)),
+        (["<<3+4=7>>"], "7", (1, 1, 1, 2 / 3, 1)),
+        (["<<7-2=5>>", "<<3+4=7>>"], "7", (1, 1, 3 / 4, 1, 0)),  # 7 is used before it is known, 5 never
+        (["<<3+4=7>>", "<<3+2=5>>", "<<4-2=2>>"], "2", (1, 1, 1, 1, 0)),
+        (["<<3+4=7>>", "<<7-2=5>>", "<<4-2=2>>"], "2", (1, 1, 1, 1, 1 / 2)),
+        (["<<8+9=17>>"], "17", (1, 1, 0, 0, 1)),
+        (["<<3/0=3>>"], "3", (0, 1, 1 / 2, 1 / 3, 1)),
+        (["<<3+4>>"], "7", (0, 0, 1, 2 / 3, 1)),
+        (["three and four"], "7", (0, 0, 0, 0, 1)),
     ],
 )
-def test_the_four_shares_of_a_score(steps, answer, shares):
+def test_the_shares_of_a_score(steps, answer, shares):
     found = check(shaped(ASKED, *steps, answer=answer))
-    assert list(found) == ["steps_hold", "answer_agrees", "operands_traceable", "numbers_used"]
+    assert list(found) == ["steps_hold", "answer_agrees", "operands_traceable", "numbers_used", "results_used"]
     assert tuple(found.values()) == pytest.approx(shares)
 
 
@@ -542,6 +544,13 @@ def test_a_writer_that_was_cut_off_goes_on_where_it_was(
     drawn = [n for block in numbers for n in block]
     assert drawn == list(range(len(drawn))) and drawn[: len(drawn_before)] == drawn_before
     assert not (folder / synthetic.DRAWN).exists()
+
+
+def test_what_is_completely_written_is_not_written_again(undisturbed, sets, writer, tmp_path, monkeypatch):
+    """Killed after its last file and before its folder got its final name, the work is complete all the same."""
+    write_in(tmp_path / "a", ORDER, sets, writer)
+    monkeypatch.setattr(synthetic.generation, "generate", None)
+    assert write_in(tmp_path / "a", ORDER, sets, writer) == undisturbed
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,9 @@ def greedy_reads_everything(greedy):
 
 def greedy_stops_at_the_end(greedy):
     """It stops at eos, which is returned too, or at the limit."""
-    found = list(greedy(_counting, [6], EOS, 20))
-    assert found == [7, 8, 9], f"given 6, a model that counts to its end at 9 should give [7, 8, 9], found {found}"
+    found = list(greedy(_counting, [EOS, 6], EOS, 20))
+    assert found, "nothing was written: an eos in the prompt, as in every chat, is not the end"
+    assert found == [7, 8, 9], f"given 9 6, a model that counts to its end at 9 should give [7, 8, 9], found {found}"
     assert list(greedy(_counting, [1], EOS, 0)) == [], "a limit of 0 leaves nothing to write"
 
 

@@ -28,7 +28,7 @@ def forced_waits_for_the_equals_sign(forced):
 
 def forced_survives_nonsense(forced):
     """Where the expression has no value, the model is free, and nothing is ever executed."""
-    for text in ("<<1/0=", "<<apples=", "<<__import__('os').getcwd()=", "<<9**9**9=", "<<="):
+    for text in ("<<1/0=", "<<apples=", "<<__import__('os').getcwd()=", "<<2**10=", "<<="):
         assert forced(text) is None, f"{text!r} has no value, found {forced(text)!r}"
 
 

@@ -19,6 +19,8 @@ NAMES = ("svamp", "asdiv", "multiarith")
 def read(name: str, path: str | Path) -> list[Problem]:
     """The problems of a published file: SVAMP.json, MultiArith.json or ASDiv.xml. A repeated question is read once.
 
+    Problems of ASDiv with several answers ("9 (apples); 3 (pears)") are left out.
+
     Raises InputError where the file is not of that form, with the place.
     """
     assert name in NAMES, f"unknown benchmark {name!r}"
@@ -39,8 +41,10 @@ def read(name: str, path: str | Path) -> list[Problem]:
             stop = "." if body.strip() and body.strip()[-1] not in ".?!" else ""  # SVAMP's bodies often lack it
             if name == "multiarith":
                 (equation,), (answer,) = equation, answer
-            if not isinstance(answer, (int, float, str)) or not str(answer).strip():
+            if not isinstance(answer, (int, float, str)) or isinstance(answer, bool) or not str(answer).strip():
                 raise ValueError("no answer")
+            if ";" in str(answer):
+                continue  # several answers
             new = _problem(name, f"{body.strip()}{stop} {question.strip()}".strip(), equation, str(answer))
         except (KeyError, TypeError, ValueError, AttributeError):
             wanted = ", ".join(filter(None, keys))
