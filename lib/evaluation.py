@@ -55,6 +55,8 @@ class ChoiceConfig:
     n_samples: int = 8
 
     def __post_init__(self):
+        if self.n_samples < 1:
+            raise InputError(f"n_samples must be at least 1, not {self.n_samples}.")
         if self.by not in ("vote", "verifier", "weighted_vote"):
             raise InputError(f"Unknown way to choose {self.by!r}; use vote, verifier or weighted_vote.")
 
@@ -116,28 +118,44 @@ def evaluate(
 def choose(config: ChoiceConfig, problems: list[Problem] | list[Example], samples_dir, scores_dir, out_dir) -> None:
     """One of the samples of each problem: by vote, or by the scores that `selection.rate` left in `scores_dir`.
 
-    Writes what `evaluate` writes. A choice costs what its samples cost: tokens and seconds of all n are counted.
+    Writes what `evaluate` writes. A choice costs what its samples cost, tokens and seconds of all n, and what it costs
+    to rate them: one forward pass a sample, and its seconds.
     """
     asked, samples = prompts.examples(problems), read_samples(samples_dir)
+    if config.by != "vote" and not str(scores_dir):
+        raise InputError("Choosing with a verifier needs its scores; rate the samples with selection.rate first.")
     scores = selection.read_scores(scores_dir) if config.by != "vote" else {}
-    chosen = []
+    chosen, passes = [], []
     for example in asked:
         found = samples[example.problem.id][: config.n_samples]
         if len(found) < config.n_samples:
             raise InputError(
                 f"{config.n_samples} samples are to be chosen from, but {len(found)} were drawn; draw more."
             )
-        row = scores[example.problem.id][: config.n_samples] if scores else None
+        row = [score for score, _ in scores[example.problem.id][: config.n_samples]] if scores else None
         stated = [s["answer"] if s["finished"] else None for s in found]
         place = row.index(max(row)) if config.by == "verifier" else selection.vote(stated, row)
         best = found[place or 0]
         tokens, seconds = sum(s["tokens"] for s in found), sum(s["seconds"] for s in found)
+        rated = [cost for _, cost in scores[example.problem.id][: config.n_samples]] if scores else []
+        passes.append(tokens + len(rated))
+        seconds += sum(rated)
         chosen.append(Generation(best["text"], tokens, best["finished"], seconds))
-    write_predictions(Path(out_dir), asked, chosen, [])
+    write_predictions(Path(out_dir), asked, chosen, [], passes)
 
 
-def write_predictions(out_dir: Path, asked: list[Example], found: list[Generation], alone: list[float | None]) -> None:
-    """predictions.jsonl and timing.json of what was found; `alone` holds seconds of problems asked one at a time."""
+def write_predictions(
+    out_dir: Path,
+    asked: list[Example],
+    found: list[Generation],
+    alone: list[float | None],
+    passes: list[int] | None = None,
+) -> None:
+    """predictions.jsonl and timing.json of what was found.
+
+    alone   seconds of problems asked one at a time; passes  forward passes, where they are more than the tokens
+    """
+    passes = [g.tokens for g in found] if passes is None else passes
     write_jsonl(
         out_dir / "predictions.jsonl",
         (
@@ -148,9 +166,10 @@ def write_predictions(out_dir: Path, asked: list[Example], found: list[Generatio
                 "steps_hold": answers.is_verified(problem, g.text),
                 "answered": answers.extract(g.text) is not None,
                 "tokens": g.tokens,
+                "passes": made,
                 "seconds": g.seconds,
             }
-            for problem, g in zip([e.problem for e in asked], found, strict=True)
+            for problem, g, made in zip([e.problem for e in asked], found, passes, strict=True)
         ),
     )
     timing = {
@@ -181,7 +200,7 @@ def read_rows(path: str | Path) -> list[dict]:
 def result_row(predictions: list[dict], timing: dict, **what) -> dict:
     """One row of the results from the predictions of one model; `what` holds method, task, split, model and so on.
 
-    Each generated token of an autoregressive model is one forward pass.
+    Each generated token of an autoregressive model is one forward pass; "passes" of a prediction count others too.
     """
     n, correct = len(predictions), sum(p["correct"] for p in predictions)
     low, high = wilson(correct, n)
@@ -194,7 +213,9 @@ def result_row(predictions: list[dict], timing: dict, **what) -> dict:
         "ci_high": high,
         "answer_rate": sum(p["answered"] for p in predictions) / n if n else None,
         "tokens_per_problem": tokens,
-        "forward_passes_per_problem": tokens,
+        "forward_passes_per_problem": statistics.fmean(p.get("passes", p["tokens"]) for p in predictions)
+        if n
+        else None,
         **timing,
     }
     assert set(row) == set(ROW_KEYS), f"missing or unknown keys: {sorted(set(row) ^ set(ROW_KEYS))}"
@@ -273,18 +294,22 @@ def paired(predictions: list[dict], a: str | dict, b: str | dict) -> list[dict]:
 
 
 def against_cot(rows: list[dict], predictions: list[dict]) -> list[dict]:
-    """`paired`, task by task: the chain-of-thought model with the most training problems against every other label.
+    """`paired`, task by task: every label against the chain-of-thought model it should be measured by.
 
-    A task without one is compared with its first label instead. predictions come from `merge`.
+    That is the one from the same gold chains (setting "gold") where there is one, else the one with the most training
+    problems; a task without any is compared with its first label. predictions come from `merge`.
     """
     found, named = [], list(zip(rows, labels(rows), strict=True))
     for task in dict.fromkeys(row["task"] for row in rows):
         own = sorted(
             [x for x in named if x[0]["task"] == task], key=lambda x: (x[0]["method"] != "cot", -x[0]["train_n"])
         )
-        first, *others = dict.fromkeys(label for _, label in own)
         asked = [p for p in predictions if p["task"] == task]
-        found += [row for other in others for row in paired(asked, first, other)]
+        for label, row in {label: row for row, label in own}.items():
+            chains = [x for x in own if x[0]["method"] == "cot"] or own[:1]
+            same = [x for x in chains if x[0]["setting"].get("gold") == row["setting"].get("gold")]
+            base = (same or chains)[0][1]
+            found += paired(asked, label, base) if label != base else []
     return found
 
 

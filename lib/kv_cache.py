@@ -36,6 +36,8 @@ class RoomyLayer(DynamicLayer):
             self.roomy_keys, self.roomy_values = self.roomy_keys[indices], self.roomy_values[indices]
             self.keys, self.values = self.roomy_keys[:, :, :length], self.roomy_values[:, :, :length]
 
+    reorder_cache = batch_select_indices  # beam search's name for it
+
     def leave(self, size: int, holes: torch.Tensor, movers: torch.Tensor) -> None:
         """Let `size` rows go on: the rows `movers`, all behind them, take the places `holes`; no other is copied."""
         length = self.keys.shape[-2]

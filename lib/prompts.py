@@ -85,8 +85,10 @@ def without_annotations(text: str) -> str:
 def exemplars(problem: Problem, pool: list[Problem], n: int, seed: int = 0) -> list[Problem]:
     """`n` different problems of `pool` to show before `problem`; never the problem itself, however it is ordered.
 
-    Which ones depends on the problem and `seed` alone. Raises InputError where the pool is too small.
+    Which ones depends on the problem, the pool in its order and `seed`. Raises InputError where the pool is too small.
     """
+    if n < 0:
+        raise InputError(f"n_shots must be at least 0, not {n}.")
     rng, key = random.Random(f"{seed} {problem.id}"), canonical(problem)
     found: dict[str, Problem] = {}
     for size in (min(len(pool), 2 * n + 8), len(pool)):  # a few will do, unless many are the same problem
@@ -107,8 +109,7 @@ def mixture(
 ) -> list[Example]:
     """Every problem once, in one of FORMATS: their shares are `ratios` (normalised), exact but for rounding, seeded.
 
-    The authors' own shares came from memory limits: each micro-batch had one format and its own size, so chains of
-    thought in context made 79 % of the batches of their 3B model, answers alone under 1 %.
+    The authors' own shares came from memory limits: each micro-batch had one format, and a size that fitted.
     """
     if len(ratios) != len(FORMATS) or not all(0 <= r < math.inf for r in ratios) or sum(ratios) == 0:
         raise InputError(f"ratios wants {len(FORMATS)} numbers of at least 0, for {', '.join(FORMATS)}; got {ratios}.")
@@ -130,6 +131,7 @@ def written(
 
 
 # ----- chat
+CHAT_DATE = "26 Jul 2024"  # for templates that tell the model the date (Llama 3 names this one where it knows none)
 # The common form of a chat template, for tokenizers that bring none.
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -149,5 +151,5 @@ def chat(problem: Problem, tokenizer, system: str = "", shots: list[Problem] = (
     for shot in shots:
         messages += [{"role": "user", "content": shot.question}, {"role": "assistant", "content": solution(shot)}]
     messages.append({"role": "user", "content": problem.question})
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE)
     return Example(problem, text, solution(problem), "chat")

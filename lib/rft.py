@@ -15,6 +15,40 @@ from lib.problems import Problem
 FATES = ("unfinished", "wrong answer", "broken step", "text after the answer", "path known", "kept")
 
 
+def check_plan(
+    ks: list[int],
+    n_samples: int,
+    n_gold: int,
+    n_answers: int,
+    n_test: int,
+    pooled: int,
+    train: bool,
+    sampler: str,
+    chat: bool,
+    calculator: str,
+    lora_rank: int,
+    verifier_steps: int,
+    writer_steps: int,
+) -> None:
+    """Raise InputError, with the parameter's name, where a plan of sampling and training can't be carried out."""
+    wrong = {
+        "set sampler with train: false, or neither: 04 trains its own sampler or is given one": train == bool(sampler),
+        f"ks must lie between 1 and n_samples = {n_samples}, not {ks}": not all(1 <= k <= n_samples for k in ks),
+        "n_gold must be at least 1 to train on": train and n_gold < 1,
+        "n_gold and n_answers must be at least 0": min(n_gold, n_answers) < 0,
+        "n_test and pooled must be at least 1": min(n_test, pooled) < 1,
+        "verifier_steps and writer_steps must be at least 0": min(verifier_steps, writer_steps) < 0,
+        "chat: true needs a sampler with a chat template": chat and not sampler,
+        'calculator "t5" needs a sampler trained in that form': train and calculator == "t5",
+        "a verifier starts from a whole model: with lora_rank set verifier_steps to 0": bool(
+            train and lora_rank and verifier_steps
+        ),
+    }
+    for sentence, found in wrong.items():
+        if found:
+            raise InputError(f"04_rft_generation: {sentence}.")
+
+
 def equations(problem: Problem, text: str) -> tuple[str, ...]:
     """What makes a path: its equations in order, blanks removed; for steps of one right form, its lines.
 

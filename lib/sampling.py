@@ -16,9 +16,10 @@ from pathlib import Path
 from lib import answers, generation, prompts
 from lib.decoding_calculator import CANONICAL, T5, Calculator
 from lib.errors import InputError
-from lib.models import load_model
+from lib.models import PRESETS, load_model
 from lib.problems import Problem, write_jsonl
 from lib.prompts import Example
+from lib.tasks import solve
 
 FORMS = {"": None, "canonical": CANONICAL, "t5": T5}
 T5_ANNOTATION = re.compile(r"\[([^\]\n=]*=[^\]\n]*)\]")
@@ -64,6 +65,8 @@ class Config:
             raise InputError("n_samples and max_new_tokens must be at least 1.")
         if not (0 <= self.temperature < math.inf and 0 < self.top_p <= 1 and self.top_k >= 0):
             raise InputError("temperature must be at least 0, top_p above 0 and at most 1, top_k at least 0.")
+        if 0 < self.temperature < 0.01:
+            raise InputError(f"A temperature of {self.temperature} is next to greedy and overflows; use 0, or 0.01 up.")
         if self.temperature == 0 and self.n_samples > 1:
             raise InputError("Greedy decoding gives one sample; use a temperature above 0 for more.")
 
@@ -122,6 +125,8 @@ def draw_batches(config: Config, asked: list[Example], requests, model, done: in
         )
         batches = generation_vllm.stream(engine, texts, *how, **narrow)
     else:
+        if str(model) in PRESETS:
+            raise InputError(f"{model} is an untrained preset; give the directory or hub id of a trained model.")
         language_model, tokenizer = load_model(str(model), dtype=config.dtype, device=config.device)
         calculator = Calculator(tokenizer, FORMS[config.calculator]) if config.calculator else None
         batches = generation.stream(
@@ -144,7 +149,12 @@ def canonical_form(text: str) -> str:
 
 
 def judge(problem: Problem, text: str) -> dict:
-    """{"answer", "correct", "verified"} of one sample."""
+    """{"answer", "correct", "verified"} of one sample.
+
+    Steps of one right form are compared with those that the question leads to, not with the problem's own, which a
+    problem of which the answer alone may be used must not give away.
+    """
+    problem = solve(problem) or problem
     correct = answers.is_correct(problem, text)
     return {
         "answer": answers.extract(text),

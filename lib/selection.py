@@ -8,6 +8,7 @@ verifier          best of n by an outcome scorer (Cobbe et al., 2021): the model
 
 import json
 import random
+import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -100,7 +101,7 @@ def make_rows(config: Config, tokenizer, problems, samples: dict[str, list[dict]
     if not size:
         raise InputError(
             f"A verifier learns from right and wrong solutions, and there are {len(sides[True])} and "
-            f"{len(sides[False])}; draw more samples, or from harder or easier problems."
+            f"{len(sides[False])}; draw more samples, ask other problems, or set verifier_steps to 0."
         )
     rng = random.Random(config.seed)
     return rng.sample([row for rows in sides.values() for row in rng.sample(rows, size)], 2 * size)
@@ -153,7 +154,7 @@ def train(config: Config, problems: list[Problem] | list[Example], samples_dir, 
     trainer = Trainer(
         model=network,
         args=TrainingArguments(**sft.trainer_arguments(settings, out_dir, network.device)),
-        train_dataset=rows[held:] or rows,
+        train_dataset=rows[held:],
         eval_dataset=rows[:held],
         processing_class=tokenizer,
         data_collator=partial(collate, tokenizer.pad_token_id),
@@ -194,19 +195,27 @@ def score(network, tokenizer, examples: list[Example], texts: list[str], batch_s
 def rate(config: Config, problems: list[Problem] | list[Example], samples_dir, verifier: str | Path, out_dir) -> None:
     """Score every sample of `samples_dir` for `problems`; one that came to no end gets 0.
 
-    scores.jsonl  one line a problem: id, scores, in the order of its samples
+    scores.jsonl  one line a problem: id, scores, in the order of its samples, and the seconds that they took together
     """
     network, tokenizer = load_verifier(verifier, config.dtype, config.device, trained=True)
     asked, samples = prompts.examples(problems), read_samples(samples_dir)
     pairs = [(e, s) for e in asked for s in samples[e.problem.id]]
+    began = time.perf_counter()
     values = score(network, tokenizer, [e for e, _ in pairs], [s["text"] for _, s in pairs])
+    seconds = (time.perf_counter() - began) / max(1, len(pairs))
     scores: dict[str, list[float]] = {e.problem.id: [] for e in asked}
     for (e, s), value in zip(pairs, values, strict=True):
         scores[e.problem.id].append(value if s["finished"] else 0.0)
-    write_jsonl(Path(out_dir) / "scores.jsonl", [{"id": name, "scores": row} for name, row in scores.items()])
+    write_jsonl(
+        Path(out_dir) / "scores.jsonl",
+        [{"id": name, "scores": row, "seconds": seconds * len(row)} for name, row in scores.items()],
+    )
 
 
-def read_scores(directory: str | Path) -> dict[str, list[float]]:
-    """{problem id: the scores of its samples} of a finished rating."""
+def read_scores(directory: str | Path) -> dict[str, list[tuple[float, float]]]:
+    """{problem id: (score, seconds it took) of each of its samples} of a finished rating."""
     lines = (Path(directory) / "scores.jsonl").read_text().splitlines()
-    return {line["id"]: line["scores"] for line in map(json.loads, lines)}
+    return {
+        line["id"]: [(score, line["seconds"] / len(line["scores"])) for score in line["scores"]]
+        for line in map(json.loads, lines)
+    }

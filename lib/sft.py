@@ -112,6 +112,8 @@ def make_dataset(config: Config, tokenizer, problems: list[Problem] | list[Examp
 
 def load(config: Config, problems: list[Problem] | list[Example]):
     """(model, tokenizer): a preset gets a tokenizer built from the problems, anything else brings its own."""
+    if (Path(config.model) / "adapter_config.json").exists():
+        raise InputError(f"{config.model} is an adapter; merge it into its base model first, then train from that.")
     if config.model not in models.PRESETS:
         full = "float32" if config.lora_rank == 0 else config.dtype  # full training keeps float32 master weights
         return models.load_model(config.model, dtype=full, device=config.device)

@@ -110,7 +110,11 @@ class Stage:
             if not str(value) or not path.exists():
                 return str(value)
             files = sorted(path.rglob("*")) if path.is_dir() else [path]
-            return [[str(file.relative_to(path)), file_hash(file)] for file in files if file.is_file()]
+            found = [[str(file.relative_to(path)), file_hash(file)] for file in files if file.is_file()]
+            if (path / "adapter_config.json").is_file():  # an adapter is nothing without its base model
+                base = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path")
+                found.append(["base", self._identity(base) if base and Path(base) != path else base])
+            return found
         known = isinstance(value, list) and all(is_dataclass(item) for item in value)
         assert known, f"cannot tell the identity of a {type(value).__name__}"
         return sources.digest([asdict(item) for item in value])

@@ -25,7 +25,7 @@ from lib.sampling import DRAWN, read_whole_lines
 from lib.tasks import solve
 
 NUMERAL = re.compile(calculator.NUMBER)
-WITH_REPEAT = re.compile(rf"{answers.ANNOTATION.pattern}({calculator.NUMBER})?")
+WITH_REPEAT = re.compile(rf"{answers.ANNOTATION.pattern}([$]?)(-?(?:{calculator.NUMBER}))?")
 REQUEST = "Write a problem and its solution.\n"
 # Counts of drafts. Of the parsed, "verified" held as they were, "repaired" after repair; each ends as one of the last.
 LEDGER = ("drawn", "parsed", "verified", "repaired", "duplicate", "leaked", "below the threshold", "kept")
@@ -127,10 +127,10 @@ def repair(problem: Problem) -> Problem:
         if right != stated and stated not in asked:
             changed[stated] = right
         results.append((stated, right))
-        repeat = match[2] or ""
+        repeat = match[3] or ""
         if repeat.rstrip(".") == stated:
             repeat = right + repeat[len(stated) :]
-        return f"<<{expression}={right}>>{repeat}"
+        return f"<<{expression}={right}>>{match[2]}{repeat}"
 
     steps = [WITH_REPEAT.sub(compute, step) for step in problem.steps]
     stated, right = results[-1] if results else (problem.answer, problem.answer)
@@ -192,15 +192,15 @@ def judge(text: str, like: Problem) -> Judged:
     return Judged(problem, score, repaired, checks)
 
 
-def sift(config: Config, drafts: list[str], known: list[Problem], test: list[Problem]):
+def sift(config: Config, drafts: list[str], known: list[Problem], held: list[Problem]):
     """(records to keep, ledger, what became of each draft), for drafts judged one after another.
 
     A draft is a "duplicate" where its question is that of a known problem or of an earlier draft, "leaked" where it is
-    that of a test problem or, in a task that is split by its chains, where its chain is.
+    that of a problem held back (for validation or test) or, in a task that is split by its chains, where its chain is.
     A record is {"id", "src", "tgt", "answer", "score", "checks", "corrected", "round"}: what a reasoner trains on.
     """
-    seen, held = {normal(p.question) for p in known}, {normal(p.question) for p in test}
-    chains = {chain_form(p) for p in test if p.meta.get("canonical")}
+    seen, secret = {normal(p.question) for p in known}, {normal(p.question) for p in held}
+    chains = {chain_form(p) for p in held if p.meta.get("canonical")}
     ledger, records, fates = Counter(), [], []
     for text in drafts:
         judged, fate = judge(text, known[0]), "not parsed"
@@ -212,7 +212,7 @@ def sift(config: Config, drafts: list[str], known: list[Problem], test: list[Pro
             ledger["repaired"] += holds and judged.repaired
             question = normal(judged.problem.question)
             fate = "kept"
-            if question in held or chain_form(judged.problem) in chains:
+            if question in secret or chain_form(judged.problem) in chains:
                 fate = "leaked"
             elif question in seen:
                 fate = "duplicate"
@@ -265,7 +265,7 @@ def record(judged: Judged, round: int) -> dict:
     }
 
 
-def write(config: Config, known: list[Problem], test: list[Problem], model: str | Path, out_dir: str | Path) -> None:
+def write(config: Config, known: list[Problem], held: list[Problem], model: str | Path, out_dir: str | Path) -> None:
     """Have the writer at `model` write until enough is kept or the budget ends. Leaves in `out_dir`:
 
     generated.json   the kept records, a JSON list
@@ -283,7 +283,7 @@ def write(config: Config, known: list[Problem], test: list[Problem], model: str 
         while True:
             drafts = [text for block in drawn for text in block]
             before = len(records)
-            records, ledger, fates = sift(config, drafts, known, test)
+            records, ledger, fates = sift(config, drafts, known, held)
             bar.update(len(records) - before, drawn=len(drafts))
             if len(records) >= config.num_samples_to_generate or len(drafts) >= config.budget:
                 break

@@ -5,19 +5,31 @@ from lib.lessons.check import Exercise
 EOS, PAD = 9, 0
 
 
-def _counting(ids):
-    """Logits of a model that counts: after token t comes t + 1, and 9 is the end."""
-    return [1.0 if token == ids[-1] + 1 else 0.0 for token in range(10)]
+def _model(next_token):
+    """next_logits of a toy model; it refuses to be asked for ever."""
+    calls = []
+
+    def next_logits(ids):
+        calls.append(1)
+        assert len(calls) <= 50, "more than 50 tokens were asked for: is the limit kept?"
+        return [1.0 if token == next_token(ids) else 0.0 for token in range(10)]
+
+    return next_logits
 
 
-def _remembering(ids):
-    """Logits of a model that looks at the whole text: it writes the sum of all tokens, modulo 7, plus 1."""
-    return [1.0 if token == sum(ids) % 7 + 1 else 0.0 for token in range(10)]
+def _counting():
+    """After token t comes t + 1, and 9 is the end."""
+    return _model(lambda ids: ids[-1] + 1)
+
+
+def _remembering():
+    """A model that looks at the whole text: it writes the sum of all tokens, modulo 7, plus 1."""
+    return _model(lambda ids: sum(ids) % 7 + 1)
 
 
 def greedy_takes_the_likeliest(greedy):
     """Each new token is the one with the highest logit."""
-    found = list(greedy(_counting, [3, 4], EOS, 3))
+    found = list(greedy(_counting(), [3, 4], EOS, 3))
     assert found == [5, 6, 7], f"a model that counts, given 3 4, wrote {found} in 3 tokens, not [5, 6, 7]"
 
 
@@ -27,22 +39,22 @@ def greedy_reads_everything(greedy):
     for _ in range(4):
         expected.append(sum(ids) % 7 + 1)
         ids.append(expected[-1])
-    found = list(greedy(_remembering, [2, 3], EOS, 4))
+    found = list(greedy(_remembering(), [2, 3], EOS, 4))
     assert found == expected, f"expected {expected}, found {found}: is each new token appended to the prompt?"
 
 
 def greedy_stops_at_the_end(greedy):
     """It stops at eos, which is returned too, or at the limit."""
-    found = list(greedy(_counting, [EOS, 6], EOS, 20))
+    found = list(greedy(_counting(), [EOS, 6], EOS, 20))
     assert found, "nothing was written: an eos in the prompt, as in every chat, is not the end"
     assert found == [7, 8, 9], f"given 9 6, a model that counts to its end at 9 should give [7, 8, 9], found {found}"
-    assert list(greedy(_counting, [1], EOS, 0)) == [], "a limit of 0 leaves nothing to write"
+    assert list(greedy(_counting(), [1], EOS, 0)) == [], "a limit of 0 leaves nothing to write"
 
 
 def greedy_leaves_the_prompt_alone(greedy):
     """The prompt is neither changed nor returned."""
     prompt = [3, 4]
-    found = list(greedy(_counting, prompt, EOS, 2))
+    found = list(greedy(_counting(), prompt, EOS, 2))
     assert prompt == [3, 4], "the prompt was changed in place: the next sample of it would go on from here"
     assert found[:2] != [3, 4], "the prompt is part of what came back; only new tokens should be"
 
@@ -53,6 +65,7 @@ BATCH = [[5], [6, 0, 7], [8, 9]]  # the pad id 0 also occurs inside a prompt
 def batch_is_a_rectangle(make_batch):
     """ids, mask and positions have one row a prompt, all of the longest prompt's length."""
     parts = [list(map(list, part)) for part in make_batch([list(p) for p in BATCH], PAD)]
+    assert len(parts) == 3, f"return three lists of rows, ids, mask and positions; found {len(parts)}"
     for name, rows in zip(("ids", "mask", "positions"), parts, strict=True):
         assert [len(row) for row in rows] == [3, 3, 3], f"{name} has rows of lengths {[len(row) for row in rows]}"
 
@@ -79,6 +92,15 @@ def batch_counts_from_the_first_token(make_batch):
     for row, on, prompt in zip(positions, mask, BATCH, strict=True):
         real = [place for place, bit in zip(row, on, strict=True) if bit]
         assert real == list(range(len(prompt))), f"the tokens of {prompt} got the positions {real}"
+
+
+def batch_uses_the_pad_that_it_is_given(make_batch):
+    """Padding is the id `pad`, rows are as long as the longest prompt, and positions under padding are 0."""
+    parts = list(make_batch([[3, 4, 5, 6], [7]], 9))
+    assert len(parts) == 3, f"return three lists of rows, ids, mask and positions; found {len(parts)}"
+    ids, mask, positions = ([list(map(int, row)) for row in part] for part in parts)
+    assert ids == [[3, 4, 5, 6], [9, 9, 9, 7]], f"with pad 9, [7] beside a prompt of four tokens became {ids[-1]}"
+    assert (mask, positions) == ([[1] * 4, [0, 0, 0, 1]], [[0, 1, 2, 3], [0] * 4]), f"found {mask} and {positions}"
 
 
 def batch_gives_the_logits_of_each_alone(make_batch):
@@ -156,6 +178,7 @@ EXERCISES = {
             batch_pads_on_the_left,
             batch_masks_padding_alone,
             batch_counts_from_the_first_token,
+            batch_uses_the_pad_that_it_is_given,
             batch_gives_the_logits_of_each_alone,
         ],
         [

@@ -73,13 +73,20 @@ def distinct_drops_the_same_equations(keep):
     """Of two texts with the same equations, the first stays."""
     found = list(keep([A, A_IN_OTHER_WORDS]))
     assert found != [A, A_IN_OTHER_WORDS], "both were kept: blanks inside an annotation make no other equation"
-    assert found == [A], f"expected the first text alone, found {len(found)} texts"
+    assert found == [A], f"expected the first text alone, found {found}"
 
 
 def distinct_keeps_other_orders(keep):
     """4*6 is not 6*4, and the same equations in another order are another path."""
     found = list(keep([A, B, C]))
     assert found == [A, B, C], f"three paths came in, {len(found)} came out: order matters in and between equations"
+
+
+def distinct_looks_at_whole_equations(keep):
+    """Results count too, and so does where one equation ends and the next begins."""
+    for texts in (["<<3+4=7>>", "<<3+4=8>>"], ["<<1+1=2>><<1+1=2>>", "<<1+1=21+1=2>>"]):
+        found = list(keep(list(texts)))
+        assert found == texts, f"{texts} are two paths, found {found}"
 
 
 def distinct_keeps_the_order(keep):
@@ -120,7 +127,12 @@ EXERCISES = {
         ],
     ),
     "4.3": Exercise(
-        [distinct_drops_the_same_equations, distinct_keeps_other_orders, distinct_keeps_the_order],
+        [
+            distinct_drops_the_same_equations,
+            distinct_keeps_other_orders,
+            distinct_looks_at_whole_equations,
+            distinct_keeps_the_order,
+        ],
         [
             "A dictionary from path to text keeps its order, and dict.setdefault keeps the first.",
             "A path is a tuple of texts, one an annotation; remove the blanks.",
