@@ -205,14 +205,14 @@ def ask(chains):
 
 def test_predictions_hold_what_was_asked_in_order_and_what_the_arbiter_says(evaluated, chains):
     rows = evaluation.read_rows(evaluated / "predictions.jsonl")
-    keys = {"problem", "text", "correct", "steps_hold", "answered", "tokens", "seconds"}
+    keys = {"problem", "text", "correct", "steps_hold", "answered", "tokens", "passes", "seconds"}
     assert [row["problem"] for row in rows] == [p.id for p in ask(chains)]
     for problem, row in zip(ask(chains), rows, strict=True):
         assert set(row) == keys
         assert row["correct"] == answers.is_correct(problem, row["text"])
         assert row["steps_hold"] == answers.is_verified(problem, row["text"])
         assert row["answered"] == (answers.extract(row["text"]) is not None)
-        assert 1 <= row["tokens"] <= 7 and row["seconds"] > 0
+        assert 1 <= row["tokens"] == row["passes"] <= 7 and row["seconds"] > 0
     known = rows[:10]
     assert all(row["correct"] and row["steps_hold"] for row in known)
     assert [row["text"] for row in known] == [prompts.solution(p) for p in ask(chains)[:10]]
@@ -486,13 +486,13 @@ def test_over_all_seeds_the_difference_is_the_mean_of_each_problems_mean(by_seed
     assert (swapped["low"], swapped["high"]) == pytest.approx((-overall["high"], -overall["low"]))
 
 
-def test_every_label_of_a_task_is_compared_with_the_chain_of_thought_that_had_the_most_problems():
+def test_every_label_of_a_task_is_compared_with_the_chain_of_thought_of_its_gold_chains_or_of_the_most_problems():
     shapes = [
         ("answer_only", "t", 100, {"steps": 9}),
         ("cot", "t", 20, {"steps": 9, "gold": 20}),
         ("cot", "t", 100, {"steps": 9}),
-        ("rft", "t", 60, {"k": 1}),
-        ("rft", "t", 90, {"k": 8}),
+        ("rft", "t", 60, {"k": 1, "gold": 20}),
+        ("rft", "t", 90, {"k": 8, "gold": 20}),
         ("self_consistency", "u", 20, {}),
         ("verifier", "u", 20, {}),
     ]
@@ -506,16 +506,32 @@ def test_every_label_of_a_task_is_compared_with_the_chain_of_thought_that_had_th
     )
     found = evaluation.against_cot(rows, predictions)
     assert [(row["task"], row["comparison"]) for row in found] == [
-        ("t", "cot - cot gold 20"),
-        ("t", "cot - answer_only"),
-        ("t", "cot - rft k 8"),
-        ("t", "cot - rft k 1"),
-        ("u", "self_consistency - verifier"),
+        ("t", "answer_only - cot"),
+        ("t", "rft k 8 - cot gold 20"),
+        ("t", "rft k 1 - cot gold 20"),
+        ("u", "verifier - self_consistency"),
     ]
-    assert [row["difference"] for row in found] == [1] * 4 + [0]
+    assert [row["difference"] for row in found] == [-1, 0, 0, 0]
 
 
 # --- choosing among samples ---
+
+
+def scored(problem, *scores):
+    """A line of scores.jsonl: every score took 0.25 seconds."""
+    return {"id": problem.id, "scores": list(scores), "seconds": 0.25 * len(scores)}
+
+
+def test_a_verifiers_choice_costs_what_drawing_and_rating_cost(tmp_path):
+    folder = drawn(tmp_path, a=[sample("#### 1", True), sample("#### 2"), sample("#### 2")])
+    write_jsonl(tmp_path / "scores.jsonl", [scored(A, 0.9, 0.1, 0.1)])
+    for by, passes, seconds in (("vote", 10, 1.0), ("verifier", 12, 1.5), ("weighted_vote", 12, 1.5)):
+        out = tmp_path / by
+        out.mkdir()
+        evaluation.choose(evaluation.ChoiceConfig(by, 2), [A], folder, tmp_path, out)
+        (row,) = evaluation.read_rows(out / "predictions.jsonl")
+        assert (row["tokens"], row["passes"], row["seconds"]) == (10, passes, seconds)
+        assert evaluation.collect(out, **WHAT)["forward_passes_per_problem"] == passes
 
 
 def sample(text, correct=False, finished=True, tokens=5, seconds=0.5):
@@ -561,9 +577,7 @@ def test_the_vote_chooses_the_answer_that_most_samples_state_and_costs_all_of_th
 
 def test_the_verifiers_choice_is_the_sample_with_the_highest_score(tmp_path):
     folder = drawn(tmp_path, a=[sample("#### 2"), sample("#### 2"), sample("#### 1", True)], b=[sample("#### 3")] * 3)
-    write_jsonl(
-        tmp_path / "scores.jsonl", [{"id": A.id, "scores": [0.2, 0.1, 0.9]}, {"id": B.id, "scores": [0.5, 0.5, 0.4]}]
-    )
+    write_jsonl(tmp_path / "scores.jsonl", [scored(A, 0.2, 0.1, 0.9), scored(B, 0.5, 0.5, 0.4)])
     found = {}
     for n in (1, 2, 3):
         out = tmp_path / str(n)
@@ -580,7 +594,7 @@ def test_a_weighted_vote_goes_to_the_answer_with_the_highest_sum_of_scores(tmp_p
     )
     chosen = {}
     for name, row in {"pair": [0.5, 0.3, 0.3, 0.4, 0.9], "one": [0.5, 0.1, 0.3, 0.2, 0.9], "none": [0.0] * 5}.items():
-        write_jsonl(tmp_path / "scores.jsonl", [{"id": A.id, "scores": row}, {"id": B.id, "scores": [0.1, *[0.2] * 4]}])
+        write_jsonl(tmp_path / "scores.jsonl", [scored(A, *row), scored(B, 0.1, *[0.2] * 4)])
         for n in (1, 5):
             out = tmp_path / f"{name} {n}"
             out.mkdir()

@@ -491,17 +491,49 @@ def test_wrong_batches_are_caught(mistake):
     caught_by("2.2", *WRONG_BATCHES[mistake])
 
 
-def test_right_batches_pass_whatever_stands_under_padding():
-    """As lists or tensors, and with the library's own position 1 under padding in place of 0."""
+def test_a_right_batch_passes_as_lists_or_tensors_and_what_stands_under_padding_counts():
     import torch
 
+    def tensors(prompts, pad):
+        return tuple(map(torch.tensor, batch_of(prompts, pad)))
+
     def with_ones(prompts, pad):
-        ids, mask, positions = map(torch.tensor, batch_of(prompts, pad))
+        ids, mask, positions = tensors(prompts, pad)
         return ids, mask, positions.masked_fill(mask == 0, 1)
 
-    for right in (batch_of, with_ones):
+    def without_pad(prompts, pad):
+        return batch_of(prompts, 0)
+
+    for right in (batch_of, tensors):
         result = lessons.check("2.2", right)
         assert result.passed, str(result)
+    for wrong in (with_ones, without_pad):
+        assert broken("2.2", wrong) == [lesson_02.batch_uses_the_pad_that_it_is_given.__doc__]
+
+
+def test_a_loop_without_a_limit_is_told_so_and_ends():
+    def endless(next_logits, prompt, eos, limit):
+        new = []
+        while eos not in new:
+            logits = next_logits(prompt + new)
+            new.append(logits.index(max(logits)))
+        return new
+
+    caught_by("2.1", endless, lesson_02.greedy_reads_everything)
+
+
+def test_paths_are_told_apart_by_whole_equations():
+    def by_expressions(texts):
+        return list({tuple(a for a, _ in answers.annotations(t)): t for t in reversed(texts)}.values())[::-1]
+
+    def joined(texts):
+        paths = {}
+        for text in texts:
+            paths.setdefault("".join(a + "=" + b for a, b in answers.annotations(text)).replace(" ", ""), text)
+        return list(paths.values())
+
+    for wrong in (by_expressions, joined):
+        caught_by("4.3", wrong, lesson_04.distinct_looks_at_whole_equations)
 
 
 # --- 2.3: reading a stated answer ---

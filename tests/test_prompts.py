@@ -19,6 +19,7 @@ from lib.errors import InputError
 from lib.problems import canonical, make_problem
 from lib.prompts import FORMATS, Example, exemplars, in_format, mixture, written
 from lib.tasks import gsm8k, modular_chain, word_problems
+from lib.tokenization import build_tokenizer
 
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("REAL_DATA") or "no such folder")
@@ -352,3 +353,18 @@ def test_the_gsm8k_mixture_has_its_shares_and_every_problem_once(real_gsm8k):
     counts = Counter(e.form for e in mixed)
     assert [e.problem.id for e in mixed] == [p.id for p in real_gsm8k]
     assert [counts[form] for form in FORMATS] == pytest.approx([747.3, 2989.2, 747.3, 2989.2], abs=1)
+
+
+def test_a_chat_is_the_same_tomorrow(tmp_path):
+    """A template that tells the model the date is given a fixed one: prompts, and all that follows, can be repeated."""
+    tokenizer = build_tokenizer(["a"])
+    tokenizer.chat_template = (
+        "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "Today: {{ date_string }}\n{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    )
+    assert prompts.chat(POOL[0], tokenizer).prompt.startswith(f"Today: {prompts.CHAT_DATE}\n")
+
+
+def test_no_fewer_exemplars_than_none():
+    with pytest.raises(InputError, match="n_shots must be at least 0"):
+        exemplars(POOL[0], POOL, -1)

@@ -306,3 +306,40 @@ def test_a_real_drawing_becomes_a_training_set_that_grows_with_k(sums, annotatin
 def test_text_between_two_stated_answers_is_not_learned():
     text = "<<6*4=24>>\n<<24-5=19>>\nThe answer is 19\nNow more.\nThe answer is 19"
     assert fate(TRAYS, sample(TRAYS, text)) == "text after the answer"
+
+
+def test_hidden_steps_do_not_decide_what_is_learned():
+    """Of an answer-only problem the question and the answer count; its own steps may be wrong or missing."""
+    for problem in modular_chain.generate(5, seed=3):
+        text = solution(problem)
+        for steps in ((), ("r9", "r9"), problem.steps):
+            hidden = replace(problem, steps=steps)
+            judged = {"text": text, "finished": True, **sampling.judge(hidden, text)}
+            assert fate(hidden, judged) == "kept"
+
+
+PLAN = dict(ks=[1, 2], n_samples=2, n_gold=1, n_answers=0, n_test=1, pooled=1, train=True, sampler="", chat=False)
+PLAN |= dict(calculator="canonical", lora_rank=0, verifier_steps=1, writer_steps=1)
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"train": False}, "sampler with train: false, or neither"),
+        ({"sampler": "m"}, "sampler with train: false, or neither"),
+        ({"ks": [1, 3]}, "ks must lie between 1 and n_samples = 2"),
+        ({"ks": [0]}, "ks must lie between 1"),
+        ({"n_gold": 0}, "n_gold must be at least 1"),
+        ({"n_answers": -3}, "at least 0"),
+        ({"n_test": 0}, "n_test and pooled"),
+        ({"pooled": 0}, "n_test and pooled"),
+        ({"writer_steps": -1}, "writer_steps must be at least 0"),
+        ({"chat": True}, "chat: true needs a sampler"),
+        ({"calculator": "t5"}, "trained in that form"),
+        ({"lora_rank": 4}, "set verifier_steps to 0"),
+    ],
+)
+def test_a_plan_that_cannot_be_carried_out_is_refused_before_anything_runs(wrong, says):
+    rft.check_plan(**PLAN)
+    with pytest.raises(InputError, match=says):
+        rft.check_plan(**{**PLAN, **wrong})

@@ -357,7 +357,8 @@ def test_a_rating_scores_every_sample_in_its_place_and_one_without_an_end_gets_0
     assert list(found) == [p.id for p in few[::-1]]
     for p in few:
         expected = score(network, tokenizer, examples([p]) * 3, [solution(q) for q in few])
-        assert found[p.id] == pytest.approx([expected[0], 0.0, expected[2]], abs=1e-5)
+        assert [value for value, _ in found[p.id]] == pytest.approx([expected[0], 0.0, expected[2]], abs=1e-5)
+        assert all(seconds > 0 for _, seconds in found[p.id])
 
 
 def test_the_prompt_of_an_example_is_what_the_verifier_reads(annotating, sums, tmp_path):
