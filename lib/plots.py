@@ -1,5 +1,6 @@
 """Pictures. Each function takes plain data (lists and dicts, never a model) and returns a matplotlib Figure."""
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -117,7 +118,11 @@ def accuracy_by_steps(counts: dict[str, dict[int, tuple[int, int]]]) -> object:
     from lib.evaluation import wilson
 
     figure, (ax,) = axes(width=7, height=3.4)
+    drawn: Counter = Counter()
     for method, by_steps in counts.items():
+        name = method.split(" ")[0]
+        style = ("-", "--", ":", "-.")[drawn[name] % 4]  # settings of one method share its colour
+        drawn[name] += 1
         xs = sorted(by_steps)
         shares = [by_steps[x][0] / by_steps[x][1] for x in xs]
         ends = [wilson(*by_steps[x]) for x in xs]
@@ -125,7 +130,7 @@ def accuracy_by_steps(counts: dict[str, dict[int, tuple[int, int]]]) -> object:
             [s - e[0] for s, e in zip(shares, ends, strict=True)],
             [e[1] - s for s, e in zip(shares, ends, strict=True)],
         ]
-        ax.errorbar(xs, shares, yerr=errors, marker="o", capsize=4, label=method, color=colour(method.split(" ")[0]))
+        ax.errorbar(xs, shares, yerr=errors, fmt="o" + style, capsize=4, label=method, color=colour(name))
     ax.set(xlabel="steps the problem needs", ylabel="accuracy", ylim=(0, 1.02))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -146,10 +151,20 @@ def accuracy_against_cost(rows: list[dict], cost: str = "tokens_per_problem") ->
         front = sorted((r[cost], r["accuracy"]) for r in pareto([row for row, _ in chosen], cost))
         if front:
             ax.plot(*zip(*front, strict=True), color="#bbbbbb", zorder=0)
-        for row, label in chosen:
+        heights: dict[float, float] = {}  # how high labels reach already, by place on the axis
+        for row, label in sorted(chosen, key=lambda x: x[0]["accuracy"]):
             error = [[row["accuracy"] - row["ci_low"]], [row["ci_high"] - row["accuracy"]]]
             ax.errorbar(row[cost], row["accuracy"], yerr=error, marker="o", capsize=3, color=colour(row["method"]))
-            ax.annotate(label, (row[cost], row["accuracy"]), xytext=(6, 4), textcoords="offset points", fontsize=8)
+            place = round(math.log10(max(row[cost], 1e-9)), 1)
+            heights[place] = max(row["accuracy"], heights.get(place, -1.0) + 0.045)
+            ax.annotate(
+                label,
+                (row[cost], heights[place]),
+                xytext=(8, -3),
+                textcoords="offset points",
+                fontsize=8,
+                annotation_clip=False,
+            )
         ax.set(title=task, xscale="log", xlabel=cost.replace("_", " "), ylabel="accuracy", ylim=(0, 1.05))
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter("{x:g}")
