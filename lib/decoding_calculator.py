@@ -106,10 +106,9 @@ class Calculator:
         ids = [*self.partial.pop(row, []), token]
         new, opening = self.text(*ids), self.form.open
         text = self.open[row] + new
-        if text and new.endswith("\ufffd") and len(ids) < 4:  # the next token may complete a character such as ×
-            if self.open[row]:
-                self.partial[row] = ids
-                return
+        if self.open[row] and new.endswith("\ufffd") and len(ids) < 4:  # the next may complete a character such as ×
+            self.partial[row] = ids
+            return
         while True:
             start = text.find(opening)
             if start < 0:  # at most the beginning of a marker may be there

@@ -50,7 +50,7 @@ def generate(
                   whole vocabulary unless top_p < 1 or top_k > 0 narrow it (the library's own default is top_k = 50)
     indices       which sample of its prompt each one is (0 for all by default): a sample depends on its prompt, `seed`
                   and its index, and on nothing else in the call. (Rows of a batch share matrix products, whose
-                  rounding depends on the batch: in float32 that flips a token about once in a million.)
+                  rounding depends on the batch: where two tokens are all but equally good, that can decide.)
     calculator    a `decoding_calculator.Calculator`, which writes the results of annotations; it counts what it did
     batch_tokens  positions of a micro-batch at most, prompts and completions together (one row at least)
     """

@@ -10,6 +10,7 @@ from dataclasses import replace
 from lib import answers
 from lib.errors import InputError
 from lib.problems import Problem
+from lib.prompts import solution
 
 # Why a sample is not learned from, in the order in which it is asked; "kept" is what remains.
 FATES = ("unfinished", "wrong answer", "broken step", "text after the answer", "path known", "kept")
@@ -32,7 +33,7 @@ def check_plan(
 ) -> None:
     """Raise InputError, with the parameter's name, where a plan of sampling and training can't be carried out."""
     wrong = {
-        "set sampler with train: false, or neither: 04 trains its own sampler or is given one": train == bool(sampler),
+        "set sampler with train: false, or neither: a sampler is trained or it is given": train == bool(sampler),
         f"ks must lie between 1 and n_samples = {n_samples}, not {ks}": not all(1 <= k <= n_samples for k in ks),
         "n_gold must be at least 1 to train on": train and n_gold < 1,
         "n_gold and n_answers must be at least 0": min(n_gold, n_answers) < 0,
@@ -46,7 +47,7 @@ def check_plan(
     }
     for sentence, found in wrong.items():
         if found:
-            raise InputError(f"04_rft_generation: {sentence}.")
+            raise InputError(f"These settings do not go together: {sentence}.")
 
 
 def equations(problem: Problem, text: str) -> tuple[str, ...]:
@@ -114,7 +115,7 @@ def collect(
     pools     samples by problem id (`sampling.read_samples`), of several models or seeds; the first k of each count
     Raises InputError where fewer than k were drawn.
     """
-    solutions = {p.id: "\n".join([*p.steps, f"{answers.MARKER} {p.answer}"]) for p in gold}
+    solutions = {p.id: solution(p) for p in gold}
     drawn = min((len(samples) for pool in pools for samples in pool.values()), default=k)
     if not 0 <= k <= drawn:
         raise InputError(

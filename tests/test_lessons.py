@@ -665,10 +665,11 @@ def test_wrong_calculator_steps_are_caught(mistake):
 def test_executing_the_expression_is_caught():
     def executed(text):
         found = re.search(r"<<([^<=]*)=$", text)
+        if not found:
+            return None
         try:
-            assert found and "**" not in found[1], "so large a power would keep the test busy for hours"
             value = eval(found[1])
-        except Exception:
+        except (ArithmeticError, NameError, SyntaxError):
             return None
         return f"{value:.2f}".rstrip("0").rstrip(".") + ">>" if isinstance(value, (int, float)) else f"{value}>>"
 
