@@ -26,6 +26,11 @@ CANONICAL = Form("<<", ">>", "")
 T5 = Form("[", "]", " ")  # T5's vocabulary has no "<"; the form of the DPO-ST authors: [ 3 * 2 = 6]
 
 
+def marks(form: str) -> Form:
+    """How a surface form of `lib.prompts` writes annotations."""
+    return T5 if form == "t5" else CANONICAL
+
+
 class Calculator:
     """Follows rows of tokens and says which token must come next.
 

@@ -6,11 +6,11 @@ What is correct is `lib.answers`' business; this module counts, times and gives 
 import json
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lib import answers, prompts, selection
-from lib.decoding_calculator import Calculator
+from lib.decoding_calculator import Calculator, marks
 from lib.errors import InputError
 from lib.generation import Generation, generate
 from lib.models import load_model
@@ -98,7 +98,7 @@ def evaluate(
         raise InputError("There is no problem to ask; give test problems, and n_test of at least 1.")
     model, tokenizer = load_model(str(model_dir), dtype=config.dtype, device=config.device)
     asked = prompts.examples(problems)
-    calculator = Calculator(tokenizer) if config.calculator else None
+    calculator = Calculator(tokenizer, marks(asked[0].form)) if config.calculator else None
 
     def ask(examples: list[Example], batch_tokens: int, calculator: Calculator | None = None) -> list[Generation]:
         texts = [e.prompt for e in examples]
@@ -106,10 +106,13 @@ def evaluate(
             model, tokenizer, texts, config.max_new_tokens, calculator=calculator, batch_tokens=batch_tokens
         )
 
-    found = ask(asked, config.batch_tokens, calculator)
+    found = [
+        replace(g, text=prompts.canonical_text(g.text, example.form))
+        for g, example in zip(ask(asked, config.batch_tokens, calculator), asked, strict=True)
+    ]
     alone = asked[: config.latency_problems]
     ask(alone[:1], 1)
-    single = ask(alone, 1, Calculator(tokenizer) if config.calculator else None)
+    single = ask(alone, 1, Calculator(tokenizer, marks(asked[0].form)) if config.calculator else None)
     if calculator:
         (Path(out_dir) / "calculator.json").write_text(json.dumps(calculator.counts) + "\n")
     write_predictions(Path(out_dir), asked, found, [g.seconds for g in single])
@@ -322,6 +325,21 @@ def any_right(samples_dir: str | Path, n: int) -> float:
     """The share of problems with at least one right answer among their first `n` samples: what choosing can reach."""
     samples = read_samples(samples_dir).values()
     return sum(any(s["correct"] for s in found[:n]) for found in samples) / len(samples)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """The chance that at least one of k samples is right, estimated without bias from n samples of a problem.
+
+    1 - C(n - correct, k) / C(n, k) (Chen et al., 2021): the share of all choices of k of them with a right one.
+    """
+    assert 0 <= correct <= n and 1 <= k <= n, f"{correct} right of {n} samples, k = {k}"
+    return 1 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def mean_pass_at_k(samples_dir: str | Path, ks: list[int]) -> dict[int, float]:
+    """{k: pass@k} over the problems of a drawing, with a text right where its answer is."""
+    found = [[s["correct"] for s in samples] for samples in read_samples(samples_dir).values()]
+    return {k: statistics.fmean(pass_at_k(len(row), sum(row), k) for row in found) for k in ks}
 
 
 def collect(found: str | Path, **what) -> dict:

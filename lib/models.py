@@ -122,10 +122,11 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def load_model(name: str, tokenizer=None, dtype: str = "float32", device: str = "auto"):
+def load_model(name: str, tokenizer=None, dtype: str = "float32", device: str = "auto", dropout: float | None = None):
     """(model, tokenizer) of a preset, a local directory or a hub id; causal or encoder-decoder as its config says.
 
     tokenizer  needed with a preset, whose vocabulary it fixes (`tokenization.build_tokenizer`); else the model's own
+    dropout    every rate of dropout in the model's config; None leaves them as they are
     A directory that holds a LoRA adapter is loaded on top of the base model that its config names.
     Raises InputError where there is no such model, or a directory lacks its config, weights or tokenizer.
     """
@@ -138,19 +139,32 @@ def load_model(name: str, tokenizer=None, dtype: str = "float32", device: str = 
         return from_scratch(name, tokenizer).to(place, precision), tokenizer
     path = Path(name)
     if path.is_dir() and (path / "adapter_config.json").exists():
-        return load_adapter(path, dtype, device)
+        return load_adapter(path, dtype, device, dropout)
     if path.is_dir() and not (path / "config.json").exists():
         raise InputError(f"{name}: not a model directory (no config.json); check the path.")
     tokenizer = tokenizer or load_tokenizer(name)
     try:
         config = AutoConfig.from_pretrained(name)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model, report = kind.from_pretrained(name, dtype=precision, output_loading_info=True)
+        if dropout is not None:
+            set_dropout(config, dropout)
+        model, report = kind.from_pretrained(name, config=config, dtype=precision, output_loading_info=True)
     except Exception as error:  # the libraries raise many kinds for a broken file
         raise not_found(name, error) from None
     if missing := sorted(report["missing_keys"]):  # the library would fill them with random numbers
         raise InputError(f"{name}: {len(missing)} weights are missing, {missing[0]} first; its config asks for them.")
     return model.to(place), tokenizer
+
+
+def set_dropout(config, rate: float) -> None:
+    """Set every rate of dropout that a model's config names, before the model is made.
+
+    Setting `p` of a model's `nn.Dropout` modules is not enough: attention calls the functional kind, with the rate it
+    read from the config.
+    """
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, (int, float)):
+            setattr(config, name, rate)
 
 
 def not_found(name: str, error: Exception) -> InputError:
@@ -163,7 +177,7 @@ def not_found(name: str, error: Exception) -> InputError:
     )
 
 
-def load_adapter(path: Path, dtype: str, device: str):
+def load_adapter(path: Path, dtype: str, device: str, dropout: float | None = None):
     """(model, tokenizer): the LoRA adapter saved at `path` on the base model that it names."""
     from peft import PeftConfig, PeftModel
 
@@ -172,7 +186,7 @@ def load_adapter(path: Path, dtype: str, device: str):
     except Exception as error:  # the library raises many kinds for a broken file
         raise not_found(str(path), error) from None
     try:
-        base, tokenizer = load_model(named, None, dtype, device)
+        base, tokenizer = load_model(named, None, dtype, device, dropout)
     except InputError as error:
         raise InputError(f"The adapter {path} needs its base model: {error}") from None
     if (path / "tokenizer_config.json").exists():

@@ -1,7 +1,8 @@
 """How a problem and its solution are written for a model. Text in, text out: knows no model.
 
 Canonical solution: one step a line, then `#### answer`. The four formats of the FlanT5 specialisation (in-context or
-zero-shot, chain of thought or answer only) end in `The answer is n` instead; `lib.answers` reads both.
+zero-shot, chain of thought or answer only) end in `The answer is n` instead; `lib.answers` reads both. T5's surface
+form writes annotations with brackets, on one line.
 """
 
 import math
@@ -13,6 +14,8 @@ from lib.errors import InputError
 from lib.problems import Problem, canonical
 
 BORDER = {"zero_shot_answer": " ", "in_context_answer": "\n"}  # as published
+SURFACE_FORMS = ("canonical", "t5", "instruction")
+INSTRUCTION = "Here is a task in words. Write a response that solves it step by step."
 FORMATS = ("zero_shot_answer", "zero_shot_cot", "in_context_answer", "in_context_cot")
 
 
@@ -45,6 +48,21 @@ def completion(problem: Problem, style: str) -> str:
 def examples(items: list[Problem] | list[Example], style: str = "cot") -> list[Example]:
     """Problems written in `style`; what is an Example already stays as it is."""
     return [x if isinstance(x, Example) else Example(x, prompt(x), completion(x, style), style) for x in items]
+
+
+def in_surface_form(problems: list[Problem], form: str) -> list[Problem] | list[Example]:
+    """Problems in one of SURFACE_FORMS; in the form "canonical" they stay as they are, since all write them so."""
+    if form not in SURFACE_FORMS:
+        raise InputError(f"Unknown form {form!r}; use {', '.join(SURFACE_FORMS)}.")
+    if form == "t5":
+        return [in_t5_form(p) for p in problems]
+    return [as_instruction(p) for p in problems] if form == "instruction" else problems
+
+
+def as_instruction(problem: Problem) -> Example:
+    """A problem in the layout that Alpaca made common and DPO-ST uses for Llama; the solution is the canonical one."""
+    asked = f"{INSTRUCTION}\n\n### Instruction:\n{problem.question}\n\n### Response:\n"
+    return Example(problem, asked, solution(problem), "instruction")
 
 
 # ----- the four formats
@@ -128,6 +146,46 @@ def written(
     """A problem in a format, with seeded exemplars where the format wants some."""
     shots = exemplars(problem, pool, n_shots, seed) if form.startswith("in_context") else []
     return in_format(problem, form, shots, annotated)
+
+
+# ----- T5's surface form
+OPERATOR = re.compile(
+    r"(?<=[0-9).%])[ ]*([-+*/=])[ ]*(?=[-0-9(.$])"
+)  # between two operands; a sign stays with its number
+T5_ANNOTATION = re.compile(r"\[([^\]\n=]*=[^\]\n]*)\]")
+
+
+def in_t5_form(problem: Problem) -> Example:
+    """A problem as DPO-ST writes it for T5, whose vocabulary has neither `<` nor a line break.
+
+    The prompt is the bare question; the completion is `t5_text` of the canonical solution.
+    """
+    return Example(problem, problem.question, t5_text(solution(problem)), "t5")
+
+
+def t5_text(text: str) -> str:
+    """A solution in T5's form: `<<3*2=6>>6 pages` is `[ 3 * 2 = 6] 6 pages.`, everything on one line.
+
+    Trivial annotations `<<6=6>>` go, operators between operands get blanks, and each line ends in a full stop, but for
+    the answer. A text that is in this form already stays as it is; the published rewriting adds a stop to the answer
+    the second time, and leaves every second operator of 16-3-4 without its blanks.
+    """
+    body, marker, answer = text.rpartition("####")
+    if not marker:
+        body, answer = text, ""
+    body = re.sub(r"<<([0-9]+)=\1>>", "", body)
+    body = re.sub(r"<<([^\n]*?)>>[ ]*", lambda found: f"[ {found[1].replace(' ', '')}] ", body)
+    body = re.sub(r"([:$])(?=[0-9])", r"\1 ", body)
+    lines = [" ".join(OPERATOR.sub(r" \1 ", line).split()) for line in body.split("\n")]
+    lines = [line if line[-1] in ".!?" else line + "." for line in lines if line]
+    return " ".join(lines + ([f"#### {' '.join(answer.split())}".strip()] if marker else []))
+
+
+def canonical_text(text: str, form: str) -> str:
+    """A text as the arbiter reads it: annotations in T5's form, [ 6 * 4 = 24], become <<6*4=24>>."""
+    if form != "t5":
+        return text
+    return T5_ANNOTATION.sub(lambda found: f"<<{found[1].replace(' ', '')}>>", text)
 
 
 # ----- chat

@@ -26,7 +26,7 @@ def check_plan(
     train: bool,
     sampler: str,
     chat: bool,
-    calculator: str,
+    form: str,
     lora_rank: int,
     verifier_steps: int,
     writer_steps: int,
@@ -40,7 +40,7 @@ def check_plan(
         "n_test and pooled must be at least 1": min(n_test, pooled) < 1,
         "verifier_steps and writer_steps must be at least 0": min(verifier_steps, writer_steps) < 0,
         "chat: true needs a sampler with a chat template": chat and not sampler,
-        'calculator "t5" needs a sampler trained in that form': train and calculator == "t5",
+        'form "t5" needs a sampler trained in that form, and no chat': form == "t5" and (train or chat),
         "a verifier starts from a whole model: with lora_rank set verifier_steps to 0": bool(
             train and lora_rank and verifier_steps
         ),

@@ -7,22 +7,19 @@ asking `lib.answers`) and nothing of what becomes of it.
 import json
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lib import answers, generation, prompts
-from lib.decoding_calculator import CANONICAL, T5, Calculator
+from lib.decoding_calculator import Calculator, marks
 from lib.errors import InputError
 from lib.models import PRESETS, load_model
 from lib.problems import Problem, write_jsonl
 from lib.prompts import Example
 from lib.tasks import solve
 
-FORMS = {"": None, "canonical": CANONICAL, "t5": T5}
-T5_ANNOTATION = re.compile(r"\[([^\]\n=]*=[^\]\n]*)\]")
 DRAWN = "drawn.jsonl"  # the micro-batches of a drawing that is not complete
 
 
@@ -33,7 +30,7 @@ class Config:
     n_samples        solutions a problem; sample i of a problem is the same whatever n_samples is
     temperature      0 is greedy, and then n_samples must be 1
     top_p, top_k     1 and 0: sample from the whole vocabulary, with either backend (their own defaults differ)
-    calculator       "" none, "canonical" for <<3+4=7>>, "t5" for [ 3 + 4 = 7]
+    calculator       have the results of annotations computed while the model writes
     backend          "hf" (any model) or "vllm" (causal models, no calculator; needs vLLM)
     batch_tokens     hf: positions of a micro-batch
     memory_fraction  vllm: the share of the GPU's memory that it takes; max_model_len, max_sequences: 0 is its default
@@ -44,7 +41,7 @@ class Config:
     top_p: float = 1.0
     top_k: int = 0
     max_new_tokens: int = 128
-    calculator: str = ""
+    calculator: bool = False
     seed: int = 0
     backend: str = "hf"
     batch_tokens: int = 16384
@@ -57,10 +54,8 @@ class Config:
     def __post_init__(self):
         if self.backend not in ("hf", "vllm"):
             raise InputError(f"Unknown backend {self.backend!r}; use hf or vllm.")
-        if self.calculator not in FORMS:
-            raise InputError(f"Unknown calculator {self.calculator!r}; use canonical, t5, or an empty text for none.")
         if self.backend == "vllm" and self.calculator:
-            raise InputError("vLLM samples without the calculator; use the backend hf, or calculator ''.")
+            raise InputError("vLLM samples without the calculator; use the backend hf, or calculator: false.")
         if self.n_samples < 1 or self.max_new_tokens < 1:
             raise InputError("n_samples and max_new_tokens must be at least 1.")
         if not (0 <= self.temperature < math.inf and 0 < self.top_p <= 1 and self.top_k >= 0):
@@ -75,7 +70,8 @@ def draw(config: Config, problems: list[Problem] | list[Example], model: str | P
     """Ask `model` (a directory or hub id) for config.n_samples solutions of each problem. Leaves in `out_dir`:
 
     samples.jsonl    one line a problem: id, question, gold (its answer), samples: a list of {index, text, answer,
-                     correct, verified, finished, tokens, seconds}
+                     correct, verified, finished, tokens, seconds}; in T5's form, text is as the arbiter reads it, and
+                     "written" as the model wrote it
     calculator.json  what the calculator did: triggered, overridden, failed by reason
     Goes on where an interrupted call stopped.
     """
@@ -93,8 +89,10 @@ def draw(config: Config, problems: list[Problem] | list[Example], model: str | P
     found = {place: g for batch in drawn for place, g in zip(batch["rows"], batch["generations"], strict=True)}
     samples: list[list[dict]] = [[] for _ in asked]
     for place, (row, index) in enumerate(requests):
-        text = canonical_form(found[place]["text"]) if config.calculator == "t5" else found[place]["text"]
-        samples[row].append({"index": index, **found[place], "text": text, **judge(asked[row].problem, text)})
+        written = found[place]["text"]
+        text = prompts.canonical_text(written, asked[row].form)
+        sample = {"index": index, **found[place], "text": text, **judge(asked[row].problem, text)}
+        samples[row].append(sample | ({"written": written} if text != written else {}))
     write_jsonl(
         out_dir / "samples.jsonl",
         (
@@ -128,7 +126,7 @@ def draw_batches(config: Config, asked: list[Example], requests, model, done: in
         if str(model) in PRESETS:
             raise InputError(f"{model} is an untrained preset; give the directory or hub id of a trained model.")
         language_model, tokenizer = load_model(str(model), dtype=config.dtype, device=config.device)
-        calculator = Calculator(tokenizer, FORMS[config.calculator]) if config.calculator else None
+        calculator = Calculator(tokenizer, marks(asked[0].form)) if config.calculator else None
         batches = generation.stream(
             language_model, tokenizer, texts, *how, calculator, batch_tokens=config.batch_tokens, **narrow
         )
@@ -141,11 +139,6 @@ def draw_batches(config: Config, asked: list[Example], requests, model, done: in
     finally:
         if config.backend == "vllm":
             generation_vllm.close()  # training that follows needs the memory
-
-
-def canonical_form(text: str) -> str:
-    """A text with annotations in T5's form, [ 6 * 4 = 24], as the arbiter reads them: <<6*4=24>>."""
-    return T5_ANNOTATION.sub(lambda found: f"<<{found[1].replace(' ', '')}>>", text)
 
 
 def judge(problem: Problem, text: str) -> dict:

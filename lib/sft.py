@@ -27,9 +27,10 @@ class Config:
     style          what is learned: "cot" (steps and answer) or "answer_only"
     steps          optimizer steps, each on batch_size problems
     accumulation   forward passes a step; batch_size must be a multiple of it
-    learning_rate  peak, reached after warmup_steps and brought down to 0 along a cosine
+    learning_rate  peak, reached after warmup_steps and brought down along a cosine to min_lr_rate of itself
     max_length     longest prompt with completion, in tokens; longer problems are left out and counted
     lora_rank      0 trains every weight, else a LoRA adapter of this rank on every linear layer
+    dropout        every rate of dropout in the model's config; None leaves them as they are
     log_steps      steps between two points of the curve; a checkpoint comes every tenth of the run, validation every
                    quarter
     """
@@ -40,6 +41,7 @@ class Config:
     batch_size: int = 32
     accumulation: int = 1
     learning_rate: float = 1e-3
+    min_lr_rate: float = 0.0
     warmup_steps: int = 50
     weight_decay: float = 0.01
     adam_beta2: float = 0.98
@@ -47,6 +49,7 @@ class Config:
     max_length: int = 512
     vocab_size: int = 1024
     lora_rank: int = 0
+    dropout: float | None = None
     log_steps: int = 20
     valid_problems: int = 200
     dtype: str = "float32"
@@ -116,7 +119,7 @@ def load(config: Config, problems: list[Problem] | list[Example]):
         raise InputError(f"{config.model} is an adapter; merge it into its base model first, then train from that.")
     if config.model not in models.PRESETS:
         full = "float32" if config.lora_rank == 0 else config.dtype  # full training keeps float32 master weights
-        return models.load_model(config.model, dtype=full, device=config.device)
+        return models.load_model(config.model, dtype=full, device=config.device, dropout=config.dropout)
     if config.lora_rank:
         raise InputError(
             f"LoRA adapts a trained model, and {config.model} starts from scratch; use lora_rank 0 or a trained model."
@@ -139,7 +142,8 @@ def trainer_arguments(config: Config, out_dir: Path, device) -> dict:
         per_device_eval_batch_size=config.batch_size // config.accumulation,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": config.min_lr_rate},
         warmup_steps=min(config.warmup_steps, config.steps // 2),
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,

@@ -1,0 +1,172 @@
+"""Self-training, with and without preference optimisation (DPO-ST, Wang et al., 2024, Algorithms 1 and 2).
+
+    sft-0    fine-tune the base model on the gold solutions
+    round i  [dpo-i: pairs from all samples of sft-0 .. sft-(i-1), DPO on sft-(i-1)]
+             sample from dpo-i (without DPO: from sft-(i-1)); gold and right samples so far are what is learned
+             sft-i: fine-tune the base model again
+
+The delivered model is always a fine-tuned one: DPO only improves who writes the data. With one round and no DPO this is
+rejection-sampling fine-tuning. Every step goes through `memo`, so that a loop which was killed goes on where it was.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lib import dpo, evaluation, models, preferences, prompts, sampling, sft
+from lib.errors import InputError
+from lib.preferences import Opinion, Pair
+from lib.problems import Problem, canonical
+from lib.prompts import Example
+
+METHODS = ("self_training", "dpo_self_training")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All settings of a loop.
+
+    method        "self_training" or "dpo_self_training"
+    iterations    rounds after sft-0
+    tuning        of every SFT, from the base model
+    preferring    of every DPO
+    choosing      how samples become pairs and solutions to learn
+    pairing       how sft-(i-1) is sampled for pairs
+    labelling     how solutions to learn are drawn
+    watched       share of the problems whose pairs are only watched
+    """
+
+    method: str
+    iterations: int
+    tuning: sft.Config
+    preferring: dpo.Config
+    choosing: preferences.Config
+    pairing: sampling.Config
+    labelling: sampling.Config
+    watched: float = 0.1
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise InputError(f"Unknown method {self.method!r}; use {' or '.join(METHODS)}.")
+        if self.iterations < 1:
+            raise InputError(f"iterations must be at least 1, not {self.iterations}.")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a loop may see, as Problems, or as Examples in another surface form.
+
+    gold   problems with their solutions; asked  problems of which the answer alone is used (gold ones among them)
+    valid  to watch the loss on; held_out  problems that must not be learned from: those of validation and test
+    """
+
+    gold: list[Problem] | list[Example]
+    asked: list[Problem] | list[Example]
+    valid: list[Problem] | list[Example]
+    held_out: list[Problem]
+
+    def __post_init__(self):
+        gold, asked = prompts.examples(self.gold), prompts.examples(self.asked)
+        check_apart([e.problem for e in gold + asked], self.held_out)
+        if missing := {e.problem.id for e in gold} - {e.problem.id for e in asked}:
+            raise InputError(f"{len(missing)} problems with solutions are not among those to be asked; ask them too.")
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round left: the fine-tuned model, and on the way to it the tuned sampler, pairs and training set.
+
+    tuned    where DPO left its work (None without DPO), and the pairs that it learned from and watched
+    compared, drawn  the samples so far that pairs, and solutions to learn, were made of
+    learned  what the model was fine-tuned on
+    counts   questions, samples (drawn to be learned), correct, distinct, pairs, labels
+    """
+
+    method: str
+    iteration: int
+    model: Path
+    tuned: Path | None = None
+    compared: tuple[Path, ...] = ()
+    drawn: tuple[Path, ...] = ()
+    pairs: list[Pair] | list[Opinion] = field(default_factory=list)
+    watched: list[Pair] | list[Opinion] = field(default_factory=list)
+    learned: list[Example] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def check_apart(problems: list[Problem], held_out: list[Problem]) -> None:
+    """Raise InputError where a problem is one of those held out, by id, by question or but for commuted operands."""
+    ids, questions = {p.id for p in held_out}, {" ".join(p.question.lower().split()) for p in held_out}
+    forms = {canonical(p) for p in held_out}
+    for p in problems:
+        if p.id in ids or " ".join(p.question.lower().split()) in questions or canonical(p) in forms:
+            raise InputError(
+                f"Problem {p.id} is to be learned from, but validation or test holds it too ({p.question[:60]!r}); "
+                "split the problems again with 01_data_inspection."
+            )
+
+
+def rounds(memo: Callable[..., Path], plan: Plan, data: Data) -> Iterator[Round]:
+    """One Round after another, sft-0 first.
+
+    memo  `memo(function, config, *inputs)` is the directory in which function(config, *inputs, directory) left its
+          work (`Stage.memo`)
+    """
+    gold, asked = prompts.examples(data.gold), prompts.examples(data.asked)
+    first = memo(sft.train, plan.tuning, data.gold, data.valid) / "model"
+    yield Round(plan.method, 0, first, learned=gold, counts={"questions": len(asked)})
+    tokenizer = models.load_tokenizer(str(first))  # one for all rounds: what is alike is the same in all
+    solutions = {e.problem.id: e.completion for e in gold}
+    model, compared, drawn = first, [], []
+    for iteration in range(1, plan.iterations + 1):
+        sampler, tuned, made, watched = model, None, [], []
+        if plan.method == "dpo_self_training":
+            compared.append(memo(sampling.draw, plan.pairing, data.asked, model))
+            made, watched = pairs(plan, asked, solutions, compared, tokenizer)
+            assert_apart(made + watched, data.held_out)
+            tuned = memo(dpo.train, plan.preferring, made, watched, model)
+            sampler = tuned / "model"
+        drawn.append(memo(sampling.draw, plan.labelling, data.asked, sampler))
+        pools = [sampling.read_samples(folder) for folder in drawn]
+        learned, counts = preferences.labels(plan.choosing, asked, solutions, pools, tokenizer)
+        check_apart([e.problem for e in learned], data.held_out)
+        model = memo(sft.train, plan.tuning, learned, data.valid) / "model"
+        samples = sum(len(found) for pool in pools for found in pool.values())
+        counts = {"questions": len(asked), "samples": samples, **counts, "pairs": len(made)}
+        places = {"compared": tuple(compared), "drawn": tuple(drawn)}
+        yield Round(
+            plan.method, iteration, model, tuned, **places, pairs=made, watched=watched, learned=learned, counts=counts
+        )
+
+
+def pairs(plan: Plan, asked: list[Example], solutions: dict[str, str], compared: list[Path], tokenizer):
+    """(pairs to learn, pairs of other problems to watch); with loss "kto" opinions in place of pairs."""
+    pools = [sampling.read_samples(folder) for folder in compared]
+    if plan.preferring.loss == "kto":
+        made = preferences.make_opinions(plan.choosing, asked, pools, tokenizer)
+    else:
+        made = preferences.make_pairs(plan.choosing, asked, solutions, pools, tokenizer)
+    return preferences.held_out_share(made, plan.watched)
+
+
+def assert_apart(made: list[Pair] | list[Opinion], held_out: list[Problem]) -> None:
+    """No pair is of a problem that is held out, nor asks its question."""
+    ids, questions = {p.id for p in held_out}, {p.question for p in held_out}
+    for item in made:
+        assert item.problem not in ids and item.prompt.strip() not in questions, f"{item.problem} is held out"
+
+
+def standing(
+    memo: Callable[..., Path],
+    asking: evaluation.Config,
+    drawing: sampling.Config,
+    ks: list[int],
+    problems: list[Example],
+    model: Path,
+) -> dict:
+    """How good a model is: {"accuracy" (greedy), "pass@k" for each k of ks} on `problems`."""
+    found = memo(evaluation.evaluate, asking, problems, model)
+    predictions = evaluation.read_rows(found / "predictions.jsonl")
+    passed = evaluation.mean_pass_at_k(memo(sampling.draw, drawing, problems, model), ks)
+    right = sum(p["correct"] for p in predictions) / len(predictions)
+    return {"accuracy": right, **{f"pass@{k}": share for k, share in passed.items()}}
