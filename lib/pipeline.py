@@ -26,7 +26,14 @@ STAGES: dict[str, list[str]] = {
     "02_prompting": ["01_data_inspection"],
     "03_sft": ["01_data_inspection"],
     "04_rft_generation": ["01_data_inspection"],
-    "09_evaluation": ["01_data_inspection", "(02_prompting)", "(03_sft)", "(04_rft_generation)"],
+    "05_dpo_self_training": ["01_data_inspection"],
+    "09_evaluation": [
+        "01_data_inspection",
+        "(02_prompting)",
+        "(03_sft)",
+        "(04_rft_generation)",
+        "(05_dpo_self_training)",
+    ],
 }
 ASIDE_TAGS = {"exercise", "check", "break-it"}  # cells for the reader; they make no artifact
 BOOKKEEPING = {"manifest.json", RESULT, CELL, LOG, FINISHED, "job.json", "notebook.ipynb", "notebook.html"}

@@ -11,7 +11,7 @@ COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#9
 # Neighbours in a picture differ; colours come again after eight.
 METHODS = (
     "cot answer_only rft verifier self_consistency cot_calculator zero_shot_answer in_context_answer zero_shot_cot "
-    "in_context_cot"
+    "in_context_cot self_training dpo_self_training"
 ).split()
 
 
@@ -260,4 +260,75 @@ def accuracy_against_paths(rows: list[dict], counted: list[dict]) -> object:
             ax.errorbar(xs, ys, yerr=list(zip(*errors, strict=True)), marker="o", capsize=3, color=shade, label=label)
         ax.set(title=task, xlabel="distinct new paths a problem (0: SFT)", ylabel="accuracy", ylim=(0, None))
         ax.legend(frameon=False)
+    return figure
+
+
+def pair_similarities(by_rule: dict[str, list[float]]) -> object:
+    """How alike the two texts of a pair are, for each rule of choosing pairs: Jaccard similarities as histograms."""
+    figure, (ax,) = axes(width=6.5)
+    for i, (rule, values) in enumerate(by_rule.items()):
+        ax.hist(values, bins=[b / 20 for b in range(21)], histtype="step", lw=2, color=COLOURS[i], label=rule)
+    ax.set(xlabel="Jaccard similarity of chosen and rejected", ylabel="pairs", xlim=(0, 1))
+    ax.legend(frameon=False, title="rule")
+    return figure
+
+
+def preference_curves(curves: dict[str, list[dict]]) -> object:
+    """Loss, rewards and log-probabilities of chosen and rejected over a DPO training, one row a label.
+
+    curves  {label: rows of dpo's metrics.jsonl}; lines are the training's pairs, dots the watched ones
+    """
+    figure, grid = axes(max(1, len(curves)), 3, width=4.4)
+    panels = (
+        ("loss, nats", {"loss": "#444444"}),
+        ("reward, nats", {"rewards/chosen": COLOURS[2], "rewards/rejected": COLOURS[5]}),
+        ("log-probability, nats", {"logps/chosen": COLOURS[2], "logps/rejected": COLOURS[5]}),
+    )
+    for row, (label, rows) in enumerate(curves.items()):
+        for ax, (what, keys) in zip(grid[3 * row : 3 * row + 3], panels, strict=True):
+            for key, shade in keys.items():
+                points = [(r["step"], r[key]) for r in rows if key in r]
+                ax.plot(*zip(*points, strict=True), color=shade, label=key.partition("/")[2] or None) if points else 0
+                points = [(r["step"], r[f"eval_{key}"]) for r in rows if f"eval_{key}" in r]
+                ax.plot(*zip(*points, strict=True), "o", color=shade, ms=5) if points else 0
+            ax.set(xlabel="optimizer step", ylabel=what)
+            if "loss" in keys:
+                ax.axhline(math.log(2), color="#bbbbbb", ls="--", zorder=0)
+                ax.set_title(label, loc="left", fontsize=10)
+            else:
+                ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def rounds_of_self_training(rows: list[dict], k: int) -> object:
+    """Accuracy and pass@k of every model of the loops, round by round, one panel a task and seed.
+
+    rows  [{"task", "seed", "method", "model", "round", "accuracy", "pass@k", ...}], where a model tuned by DPO in round
+          i stands at i - 0.5
+    """
+    panels = list(dict.fromkeys((row["task"], row["seed"]) for row in rows))
+    figure, grid = axes(max(1, -(-len(panels) // 3)), max(1, min(3, len(panels))), width=5)
+    for ax, (task, seed) in zip(grid, panels, strict=False):
+        own = [r for r in rows if (r["task"], r["seed"]) == (task, seed)]
+        for method in dict.fromkeys(r["method"] for r in own):
+            line = sorted((r["round"], r["accuracy"], r[f"pass@{k}"], r["model"]) for r in own if r["method"] == method)
+            xs, greedy, passed, names = zip(*line, strict=True)
+            ax.plot(xs, greedy, "o-", color=colour(method), label=f"{method}, greedy")
+            ax.plot(xs, passed, "s--", color=colour(method), label=f"{method}, pass@{k}")
+            for x, y, name in zip(xs, greedy, names, strict=True):
+                ax.annotate(name, (x, y), (4, -11), textcoords="offset points", fontsize=7, color=colour(method))
+        ax.set(title=f"{task}, seed {seed}", xlabel="round", ylabel="share of validation problems", ylim=(0, 1.02))
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    grid[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def pass_at_k(curves: dict[str, dict[int, float]]) -> object:
+    """pass@k against k for each model; `curves` is {label: {k: share}}."""
+    figure, (ax,) = axes(width=6.5, height=3.4)
+    for i, (label, line) in enumerate(curves.items()):
+        ax.plot(list(line), list(line.values()), "o-", ms=4, color=COLOURS[i % len(COLOURS)], label=label)
+    ax.set(xlabel="k, samples a problem", ylabel="pass@k: at least one of k is right", ylim=(0, 1.02))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -10,7 +10,7 @@ rejection-sampling fine-tuning. Every step goes through `memo`, so that a loop w
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lib import dpo, evaluation, models, preferences, prompts, sampling, sft
@@ -33,6 +33,7 @@ class Plan:
     choosing      how samples become pairs and solutions to learn
     pairing       how sft-(i-1) is sampled for pairs
     labelling     how solutions to learn are drawn
+    epochs        above 0: passes over what is learned, in place of tuning.steps; a tenth of them is warm-up
     watched       share of the problems whose pairs are only watched
     """
 
@@ -43,6 +44,7 @@ class Plan:
     choosing: preferences.Config
     pairing: sampling.Config
     labelling: sampling.Config
+    epochs: float = 0.0
     watched: float = 0.1
 
     def __post_init__(self):
@@ -50,6 +52,17 @@ class Plan:
             raise InputError(f"Unknown method {self.method!r}; use {' or '.join(METHODS)}.")
         if self.iterations < 1:
             raise InputError(f"iterations must be at least 1, not {self.iterations}.")
+        if self.epochs < 0:
+            raise InputError(f"epochs must be at least 0, not {self.epochs}.")
+        if self.tuning.lora_rank and self.preferring.lora_rank:
+            raise InputError("With lora_rank, DPO goes on with SFT's adapter; set dpo_lora_rank to 0.")
+
+    def tuning_on(self, learned: list) -> sft.Config:
+        """The settings of fine-tuning on these solutions."""
+        if not self.epochs:
+            return self.tuning
+        steps = max(1, round(self.epochs * len(learned) / self.tuning.batch_size))
+        return replace(self.tuning, steps=steps, warmup_steps=steps // 10)
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,16 @@ class Round:
     counts: dict[str, int] = field(default_factory=dict)
 
 
+def check_sizes(n_gold: int, n_answers: int, n_valid: int, n_test: int, pass_samples: int, pass_ks: list[int]) -> None:
+    """Raise InputError, with the parameter's name, where a loop of these sizes can't be carried out or measured."""
+    if n_gold < 1 or n_answers < 0:
+        raise InputError(f"n_gold must be at least 1 and n_answers at least 0, not {n_gold} and {n_answers}.")
+    if n_valid < 1 or n_test < 1:
+        raise InputError(f"n_valid and n_test must be at least 1, not {n_valid} and {n_test}.")
+    if not all(1 <= k <= pass_samples for k in pass_ks):
+        raise InputError(f"pass_ks must lie between 1 and pass_samples = {pass_samples}, not {pass_ks}.")
+
+
 def check_apart(problems: list[Problem], held_out: list[Problem]) -> None:
     """Raise InputError where a problem is one of those held out, by id, by question or but for commuted operands."""
     ids, questions = {p.id for p in held_out}, {" ".join(p.question.lower().split()) for p in held_out}
@@ -113,7 +136,7 @@ def rounds(memo: Callable[..., Path], plan: Plan, data: Data) -> Iterator[Round]
           work (`Stage.memo`)
     """
     gold, asked = prompts.examples(data.gold), prompts.examples(data.asked)
-    first = memo(sft.train, plan.tuning, data.gold, data.valid) / "model"
+    first = memo(sft.train, plan.tuning_on(gold), data.gold, data.valid) / "model"
     yield Round(plan.method, 0, first, learned=gold, counts={"questions": len(asked)})
     tokenizer = models.load_tokenizer(str(first))  # one for all rounds: what is alike is the same in all
     solutions = {e.problem.id: e.completion for e in gold}
@@ -130,7 +153,7 @@ def rounds(memo: Callable[..., Path], plan: Plan, data: Data) -> Iterator[Round]
         pools = [sampling.read_samples(folder) for folder in drawn]
         learned, counts = preferences.labels(plan.choosing, asked, solutions, pools, tokenizer)
         check_apart([e.problem for e in learned], data.held_out)
-        model = memo(sft.train, plan.tuning, learned, data.valid) / "model"
+        model = memo(sft.train, plan.tuning_on(learned), learned, data.valid) / "model"
         samples = sum(len(found) for pool in pools for found in pool.values())
         counts = {"questions": len(asked), "samples": samples, **counts, "pairs": len(made)}
         places = {"compared": tuple(compared), "drawn": tuple(drawn)}
@@ -156,17 +179,27 @@ def assert_apart(made: list[Pair] | list[Opinion], held_out: list[Problem]) -> N
         assert item.problem not in ids and item.prompt.strip() not in questions, f"{item.problem} is held out"
 
 
-def standing(
+def ledger(
     memo: Callable[..., Path],
+    found: Round,
     asking: evaluation.Config,
     drawing: sampling.Config,
     ks: list[int],
-    problems: list[Example],
-    model: Path,
-) -> dict:
-    """How good a model is: {"accuracy" (greedy), "pass@k" for each k of ks} on `problems`."""
-    found = memo(evaluation.evaluate, asking, problems, model)
-    predictions = evaluation.read_rows(found / "predictions.jsonl")
-    passed = evaluation.mean_pass_at_k(memo(sampling.draw, drawing, problems, model), ks)
-    right = sum(p["correct"] for p in predictions) / len(predictions)
-    return {"accuracy": right, **{f"pass@{k}": share for k, share in passed.items()}}
+    problems: list[Problem] | list[Example],
+) -> list[dict]:
+    """One row a model of a round: the sampler that DPO made, if any, and the fine-tuned model, measured on `problems`.
+
+    method, model ("dpo-1", "sft-1"), round (a sampler's is half a round before), the counts (of the fine-tuned model),
+    accuracy (greedy), pass@k for each of ks from `drawing.n_samples` samples
+    """
+    models_of = [(f"sft-{found.iteration}", found.iteration, found.model, found.counts)]
+    if found.tuned:
+        models_of.insert(0, (f"dpo-{found.iteration}", found.iteration - 0.5, found.tuned / "model", {}))
+    rows = []
+    for name, place, folder, counts in models_of:
+        asked = memo(evaluation.evaluate, asking, problems, folder)
+        right = [p["correct"] for p in evaluation.read_rows(asked / "predictions.jsonl")]
+        passed = evaluation.mean_pass_at_k(memo(sampling.draw, drawing, problems, folder), ks)
+        shares = {"accuracy": sum(right) / len(right), **{f"pass@{k}": share for k, share in passed.items()}}
+        rows.append({"method": found.method, "model": name, "round": place, **counts, **shares})
+    return rows

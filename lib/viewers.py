@@ -6,6 +6,7 @@ Each function takes plain data (texts, lists, dicts, never a model) and returns 
 import base64
 import io
 import json
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -55,6 +56,16 @@ def solution(problem: Problem, text: str | None = None) -> Html:
         f'<div style="border-left:3px solid #ccc;padding-left:10px;margin:8px 0"><b>{escape(problem.question)}</b>'
         f'<div style="white-space:pre-wrap;font-family:monospace;margin-top:4px">{shown}</div></div>'
     )
+
+
+def pair(problem: Problem, chosen: str, rejected: str, note: str = "") -> Html:
+    """A preference pair: the question, and below it the solution to prefer beside the other, steps marked."""
+    cells = ""
+    for heading, text in (("chosen", chosen), ("rejected", rejected)):
+        shown = solution(replace(problem, question=heading), text)
+        cells += f'<td style="vertical-align:top;text-align:left;width:50%">{shown}</td>'
+    head = f'<p style="margin:8px 0 0"><b>{escape(problem.question)}</b> <small>{escape(note)}</small></p>'
+    return Html(f'{head}<table style="width:100%"><tr>{cells}</tr></table>')
 
 
 def transcript(prompt: str, text: str, right: bool) -> Html:
