@@ -126,7 +126,7 @@ def draw_batches(config: Config, asked: list[Example], requests, model, done: in
         if str(model) in PRESETS:
             raise InputError(f"{model} is an untrained preset; give the directory or hub id of a trained model.")
         language_model, tokenizer = load_model(str(model), dtype=config.dtype, device=config.device)
-        calculator = Calculator(tokenizer, marks(asked[0].form)) if config.calculator else None
+        calculator = Calculator(tokenizer, marks(asked[0].form)) if config.calculator and asked else None
         batches = generation.stream(
             language_model, tokenizer, texts, *how, calculator, batch_tokens=config.batch_tokens, **narrow
         )

@@ -26,6 +26,18 @@ def chain_texts(chains):
     return [prompts.prompt(p) + prompts.solution(p) for p in chains]
 
 
+@pytest.fixture(scope="session")
+def pairs(chains):
+    """A pair for each chain: its solution before that of another chain, every third of which is cut off."""
+    from lib.preferences import Pair
+
+    others = [prompts.solution(chains[(7 * i + 3) % 32]) for i in range(32)]
+    ends = [i % 3 != 0 for i in range(32)]
+    cut = [other if end else other[: len(other) // 2 + 1] for other, end in zip(others, ends, strict=True)]
+    rows = zip(chains, cut, ends, strict=True)
+    return [Pair(p.id, prompts.prompt(p), prompts.solution(p), other, end, 0.5) for p, other, end in rows]
+
+
 def with_tokenizer(model, chain_texts, directory):
     model.save_pretrained(directory)
     tokenization.build_tokenizer(chain_texts, 320).save_pretrained(directory)
@@ -81,6 +93,25 @@ def tiny_t5(chain_texts, tmp_path_factory):
         decoder_start_token_id=0,
     )
     return with_tokenizer(T5ForConditionalGeneration(config), chain_texts, tmp_path_factory.mktemp("tiny_t5"))
+
+
+def adapter(base, chains, directory):
+    """The directory of a LoRA adapter that learned a little of the chains."""
+    from lib import sft
+
+    config = sft.Config(str(base), steps=4, batch_size=8, learning_rate=2e-2, warmup_steps=1, lora_rank=4, device="cpu")
+    sft.train(config, chains[:16], chains[:4], directory)
+    return directory / "model"
+
+
+@pytest.fixture(scope="session")
+def llama_adapter(tiny_llama, chains, tmp_path_factory):
+    return adapter(tiny_llama, chains, tmp_path_factory.mktemp("llama_adapter"))
+
+
+@pytest.fixture(scope="session")
+def t5_adapter(tiny_t5, chains, tmp_path_factory):
+    return adapter(tiny_t5, chains, tmp_path_factory.mktemp("t5_adapter"))
 
 
 @pytest.fixture(scope="session")

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from lib import answers, calculator, evaluation, problems, rft, selection
+from lib import answers, calculator, evaluation, preferences, problems, rft, selection
 from lib.errors import InputError
 from lib.lessons import check as lessons
-from lib.lessons import lesson_01, lesson_02, lesson_03, lesson_04, lesson_09
+from lib.lessons import lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_09
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LESSONS = (lesson_01, lesson_02, lesson_03, lesson_04, lesson_09)
+LESSONS = (lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_09)
 EXERCISES = {number: exercise for lesson in LESSONS for number, exercise in lesson.EXERCISES.items()}
 
 
@@ -939,3 +939,135 @@ def test_hints_come_one_by_one_from_vague_to_plain(capsys):
     everything = capsys.readouterr().out
     assert first.startswith("hint 1 of 3: ") and first.count("\n") == 1
     assert everything.startswith(first) and everything.count("\n") == 3
+
+
+# --- 5.1: the pair rule ---
+
+
+def all_pairs(right, wrong):
+    return [(i, j) for i in range(len(right)) for j in range(len(wrong))]
+
+
+def by_similarity(right, wrong, n, alike=lambda a, b: len(a & b) / len(a | b), **order):
+    return sorted(all_pairs(right, wrong), key=lambda p: alike(right[p[0]], wrong[p[1]]), **order)[:n]
+
+
+WRONG_PAIRS = {
+    "nearest": (lambda r, w, n: by_similarity(r, w, n, reverse=True), lesson_05.farthest_prefers_the_least_alike),
+    "backwards": (lambda r, w, n: by_similarity(r, w, n)[::-1], lesson_05.farthest_prefers_the_least_alike),
+    "the first": (lambda r, w, n: all_pairs(r, w)[:n], lesson_05.farthest_prefers_the_least_alike),
+    "all": (lambda r, w, n: by_similarity(r, w, 99), lesson_05.farthest_returns_pairs_of_places),
+    "one a right text": (
+        lambda r, w, n: [by_similarity([a], w, 1)[0] for a in r][:n],
+        lesson_05.farthest_returns_pairs_of_places,
+    ),
+    "tokens in common": (
+        lambda r, w, n: by_similarity(r, w, n, alike=lambda a, b: len(a & b)),
+        lesson_05.farthest_divides_by_the_union,
+    ),
+    "share of the chosen": (
+        lambda r, w, n: by_similarity(r, w, n, alike=lambda a, b: len(a & b) / len(a)),
+        lesson_05.farthest_divides_by_the_union,
+    ),
+    "over the shorter": (
+        lambda r, w, n: by_similarity(r, w, n, alike=lambda a, b: len(a & b) / min(len(a), len(b))),
+        lesson_05.farthest_divides_by_the_union,
+    ),
+    "padded": (lambda r, w, n: (by_similarity(r, w, n) + [(0, 0)] * n)[:n], lesson_05.farthest_takes_what_there_is),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_PAIRS)
+def test_wrong_pair_rules_are_caught(mistake):
+    caught_by("5.1", *WRONG_PAIRS[mistake])
+
+
+def test_the_pairs_of_the_workbench_are_those_of_the_exercise():
+    def farthest(right, wrong, n):
+        names = {f"r{i}": frozenset(a) for i, a in enumerate(right)} | {
+            f"w{j}": frozenset(b) for j, b in enumerate(wrong)
+        }
+        sides = ([name for name in names if name[0] == side] for side in "rw")
+        found = preferences.choose_pairs(*sides, names, preferences.Config(n), random.Random(0))
+        return [(int(a[1:]), int(b[1:])) for a, b, _ in found]
+
+    assert lessons.check("5.1", farthest).passed
+
+
+# --- 5.2: the DPO loss ---
+
+
+def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, start=0.0, sign=1.0):
+    margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
+    return start + math.log1p(math.exp(-sign * margin))
+
+
+WRONG_DPO = {
+    "no reference": (
+        lambda c, r, rc, rr, b: math.log1p(math.exp(-b * (c - r))),
+        lesson_05.loss_starts_at_log_two,
+    ),
+    "the margin itself": (lambda c, r, rc, rr, b: -b * ((c - rc) - (r - rr)), lesson_05.loss_starts_at_log_two),
+    "sigmoid without log": (
+        lambda c, r, rc, rr, b: 1 / (1 + math.exp(-b * ((c - rc) - (r - rr)))),
+        lesson_05.loss_starts_at_log_two,
+    ),
+    "upside down": (lambda *x: dpo_loss(*x, sign=-1), lesson_05.loss_falls_when_the_chosen_gains),
+    "the chosen alone": (
+        lambda c, r, rc, rr, b: math.log1p(math.exp(-b * (c - rc))),
+        lesson_05.loss_looks_at_the_difference_alone,
+    ),
+    "no beta": (lambda c, r, rc, rr, b: dpo_loss(c, r, rc, rr, 1.0), lesson_05.loss_is_the_published_one),
+    "beta on one side": (
+        lambda c, r, rc, rr, b: math.log1p(math.exp(-(b * (c - rc) - (r - rr)))),
+        lesson_05.loss_is_the_published_one,
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_DPO)
+def test_wrong_dpo_losses_are_caught(mistake):
+    caught_by("5.2", *WRONG_DPO[mistake])
+
+
+def test_the_loss_of_the_workbench_is_that_of_the_exercise():
+    import torch
+
+    from lib import dpo, seq2seq_dpo
+
+    def ours(chosen, rejected, ref_chosen, ref_rejected, beta):
+        logps, reference = (
+            torch.tensor([[a], [b]], dtype=torch.float64) for a, b in ((chosen, rejected), (ref_chosen, ref_rejected))
+        )
+        config = dpo.Config(beta=beta)
+        return seq2seq_dpo.losses(config, logps, reference, torch.ones(2, 1))[0].item()
+
+    assert lessons.check("5.2", ours).passed
+
+
+# --- 5.3: pass@k ---
+
+
+WRONG_ESTIMATES = {
+    "with replacement": (lambda n, c, k: 1 - (1 - c / n) ** k, lesson_05.pass_is_coverage_and_mean),
+    "coverage": (lambda n, c, k: float(c > 0), lesson_05.pass_is_coverage_and_mean),
+    "the share right": (lambda n, c, k: c / n, lesson_05.pass_is_coverage_and_mean),
+    "all of them right": (lambda n, c, k: math.comb(c, k) / math.comb(n, k), lesson_05.pass_is_coverage_and_mean),
+    "with replacement but for the end": (
+        lambda n, c, k: float(c > 0) if k == n else 1 - (1 - c / n) ** k,
+        lesson_05.pass_counts_every_choice,
+    ),
+    "a product that runs below 0": (
+        lambda n, c, k: 1 - math.prod((n - c - i) / (n - i) for i in range(k)) if n - c != 2 or k < 3 else 0.5,
+        lesson_05.pass_handles_few_wrong,
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_ESTIMATES)
+def test_wrong_estimates_of_pass_at_k_are_caught(mistake):
+    caught_by("5.3", *WRONG_ESTIMATES[mistake])
+
+
+def test_the_estimate_of_the_workbench_passes():
+    assert lessons.check("5.3", evaluation.pass_at_k).passed

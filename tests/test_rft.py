@@ -284,7 +284,7 @@ def test_without_any_sample_gold_alone_is_learned():
 
 
 def test_a_real_drawing_becomes_a_training_set_that_grows_with_k(sums, annotating, tmp_path):
-    config = sampling.Config(n_samples=6, temperature=1.0, max_new_tokens=20, calculator="canonical", device="cpu")
+    config = sampling.Config(n_samples=6, temperature=1.0, max_new_tokens=20, calculator=True, device="cpu")
     asked, gold = sums[::3], sums[:30:3]
     sampling.draw(config, asked, annotating, tmp_path)
     pool = sampling.read_samples(tmp_path)
@@ -319,7 +319,7 @@ def test_hidden_steps_do_not_decide_what_is_learned():
 
 
 PLAN = dict(ks=[1, 2], n_samples=2, n_gold=1, n_answers=0, n_test=1, pooled=1, train=True, sampler="", chat=False)
-PLAN |= dict(calculator="canonical", lora_rank=0, verifier_steps=1, writer_steps=1)
+PLAN |= dict(form="canonical", lora_rank=0, verifier_steps=1, writer_steps=1)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,8 @@ PLAN |= dict(calculator="canonical", lora_rank=0, verifier_steps=1, writer_steps
         ({"pooled": 0}, "n_test and pooled"),
         ({"writer_steps": -1}, "writer_steps must be at least 0"),
         ({"chat": True}, "chat: true needs a sampler"),
-        ({"calculator": "t5"}, "trained in that form"),
+        ({"form": "t5"}, "trained in that form"),
+        ({"form": "t5", "train": False, "sampler": "m", "chat": True}, "trained in that form, and no chat"),
         ({"lora_rank": 4}, "set verifier_steps to 0"),
     ],
 )

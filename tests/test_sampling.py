@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from lib import answers, sampling
+from lib import answers, prompts, sampling
 from lib.errors import InputError
+from lib.generation import Generation
 from lib.problems import make_problem, write_jsonl
 from lib.prompts import Example, prompt, solution
 from lib.sampling import DRAWN, Config, draw, judge, read_samples, read_whole_lines
 
 # 12 sums of 4 samples, in micro-batches of a few.
-FEW = Config(n_samples=4, temperature=1.0, max_new_tokens=20, calculator="canonical", batch_tokens=200, device="cpu")
+FEW = Config(n_samples=4, temperature=1.0, max_new_tokens=20, calculator=True, batch_tokens=200, device="cpu")
 KEYS = ["index", "text", "tokens", "finished", "seconds", "answer", "correct", "verified"]
 
 
@@ -274,7 +275,7 @@ def test_the_calculators_counts_are_those_of_all_micro_batches(undisturbed, micr
 
 
 def test_without_a_calculator_nothing_is_counted(few, annotating, tmp_path):
-    folder = draw_in(tmp_path / "a", replace(FEW, calculator="", n_samples=1), few[:2], annotating)
+    folder = draw_in(tmp_path / "a", replace(FEW, calculator=False, n_samples=1), few[:2], annotating)
     assert json.loads((folder / "calculator.json").read_text()) == {"triggered": 0, "overridden": 0, "failed": {}}
 
 
@@ -316,8 +317,7 @@ def test_a_sample_is_judged_by_its_answer_and_by_its_steps(text, answer, correct
     "wrong, says",
     [
         ({"backend": "vlm"}, "Unknown backend 'vlm'; use hf or vllm"),
-        ({"calculator": "abacus"}, "Unknown calculator 'abacus'; use canonical, t5"),
-        ({"backend": "vllm", "calculator": "canonical"}, "vLLM samples without the calculator"),
+        ({"backend": "vllm", "calculator": True}, "vLLM samples without the calculator"),
         ({"n_samples": 0}, "n_samples and max_new_tokens must be at least 1"),
         ({"max_new_tokens": 0}, "n_samples and max_new_tokens must be at least 1"),
         ({"temperature": 0.0, "n_samples": 2}, "Greedy decoding gives one sample; use a temperature above 0"),
@@ -335,7 +335,11 @@ def test_settings_that_cannot_work_are_refused_at_once(wrong, says):
 
 
 def test_settings_at_their_limits_are_taken():
-    for right in ({"temperature": 0.0, "n_samples": 1}, {"backend": "vllm", "calculator": ""}, {"max_new_tokens": 1}):
+    for right in (
+        {"temperature": 0.0, "n_samples": 1},
+        {"backend": "vllm", "calculator": False},
+        {"max_new_tokens": 1},
+    ):
         assert replace(Config(), **right)
 
 
@@ -346,6 +350,14 @@ def test_a_model_that_is_not_there_is_one_sentence_and_what_was_drawn_stays(few,
     assert (folder / DRAWN).read_bytes() == b"".join(micro_batches[:2])
 
 
-def test_annotations_in_t5s_form_are_kept_as_the_arbiter_reads_them():
-    text = "Six trays hold [ 6 * 4 = 24] 24 jars [sic]. [24 - 5=19]19\n#### 19"
-    assert sampling.canonical_form(text) == "Six trays hold <<6*4=24>> 24 jars [sic]. <<24-5=19>>19\n#### 19"
+def test_what_is_written_in_t5s_form_is_kept_so_and_as_the_arbiter_reads_it(sums, annotating, tmp_path):
+    asked = [Example(p, prompts.prompt(p), prompts.solution(p), "t5") for p in sums[:3]]
+    found = read_samples(draw_in(tmp_path / "a", replace(FEW, calculator=False), asked, annotating))
+    assert all("written" not in s for samples in found.values() for s in samples), "this model writes no brackets"
+    brackets = Generation("[ 3 + 4 = 7] 7 jars [sic].\n#### 7", 9, True, 0.1)
+    line = {"rows": list(range(12)), "generations": [asdict(brackets)] * 12, "calculator": {}}
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / DRAWN).write_text(json.dumps(line) + "\n")
+    found = read_samples(draw_in(tmp_path / "b", replace(FEW, calculator=False, batch_tokens=9999), asked, annotating))
+    for sample in (s for samples in found.values() for s in samples):
+        assert sample["text"] == "<<3+4=7>> 7 jars [sic].\n#### 7" and sample["written"] == brackets.text
