@@ -299,8 +299,9 @@ def paired(predictions: list[dict], a: str | dict, b: str | dict) -> list[dict]:
 def against_cot(rows: list[dict], predictions: list[dict]) -> list[dict]:
     """`paired`, task by task: every label against the chain-of-thought model it should be measured by.
 
-    That is the one from the same gold chains (setting "gold") where there is one, else the one with the most training
-    problems; a task without any is compared with its first label. predictions come from `merge`.
+    That is one from the same gold chains (setting "gold"), asked with the calculator where the label was, and trained
+    for as many steps, in this order of weight; of several, the one with the most training problems. A task without any
+    is compared with its first label. predictions come from `merge`.
     """
     found, named = [], list(zip(rows, labels(rows), strict=True))
     for task in dict.fromkeys(row["task"] for row in rows):
@@ -308,10 +309,17 @@ def against_cot(rows: list[dict], predictions: list[dict]) -> list[dict]:
             [x for x in named if x[0]["task"] == task], key=lambda x: (x[0]["method"] != "cot", -x[0]["train_n"])
         )
         asked = [p for p in predictions if p["task"] == task]
+        chains = [x for x in own if x[0]["method"] in ("cot", "cot_calculator")] or own[:1]
         for label, row in {label: row for row, label in own}.items():
-            chains = [x for x in own if x[0]["method"] == "cot"] or own[:1]
-            same = [x for x in chains if x[0]["setting"].get("gold") == row["setting"].get("gold")]
-            base = (same or chains)[0][1]
+            calculates = row["setting"].get("calculator", False) and row["method"] != "cot_calculator"
+
+            def distance(chain, row=row, calculates=calculates):
+                other, setting = chain[0]["setting"], row["setting"]
+                with_it = chain[0]["method"] == "cot_calculator"
+                differs = [other.get(key) != setting.get(key) for key in ("gold", "steps")]
+                return differs[0], with_it != calculates, differs[1], -chain[0]["train_n"]
+
+            base = min(chains, key=distance)[1]
             found += paired(asked, label, base) if label != base else []
     return found
 

@@ -73,14 +73,11 @@ def test_a_run_leaves_a_model_that_loads_its_curve_and_config(setup, request, pa
     for row in rows:
         watched = {"step", *(f"eval_{key}" for key in FIGURES)}
         assert set(row) == (LEARNED | set(FIGURES) if "loss" in row else watched)
-    loaded, tokenizer = models.load_model(str(tmp_path / "model"), device="cpu")
+    loaded, _ = models.load_model(str(tmp_path / "model"), device="cpu")
     assert list(getattr(loaded, "peft_config", {"default": 0})) == ["default"]
-    final = dpo.make_dataset(config, tokenizer, pairs[20:23])
-    trainer, _ = trainer_for(config, tmp_path / "model", pairs[20:23], tmp_path / "again")
-    assert trainer.train_dataset.to_list()[0]["prompt_ids"] == final.to_list()[0]["prompt_ids"]
+    trainer, _ = trainer_for(replace(config, lora_rank=0), tmp_path / "model", pairs[20:23], tmp_path / "again")
     trainer.train()
-    (logps,) = {row["eval_logps/chosen"] for row in rows if row.get("step") == 8 and "eval_loss" in row}
-    assert trainer.state.log_history[0]["logps/chosen"] == pytest.approx(logps, abs=1e-3), "not the model of the end"
+    assert trainer.state.log_history[0]["logps/chosen"] == pytest.approx(rows[-1]["eval_logps/chosen"], abs=1e-3)
 
 
 @either_model
@@ -105,7 +102,7 @@ def test_pairs_and_opinions_are_not_taken_for_one_another(tiny_llama, pairs, tmp
 
 def test_an_adapter_alone_moves_and_the_model_beneath_it_stays(tiny_llama, llama_adapter, pairs, tmp_path):
     for directory, rank in ((tiny_llama, 4), (llama_adapter, 0)):
-        trainer, _ = trainer_for(replace(STEPS, lora_rank=rank), directory, pairs[:8], tmp_path)
+        trainer, _ = trainer_for(replace(STEPS, lora_rank=rank), directory, pairs[:8], tmp_path / str(rank))
         before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
         trainer.train()
         for name, weight in trainer.model.state_dict().items():

@@ -514,6 +514,24 @@ def test_every_label_of_a_task_is_compared_with_the_chain_of_thought_of_its_gold
     assert [row["difference"] for row in found] == [-1, 0, 0, 0]
 
 
+def test_what_was_asked_with_the_calculator_is_compared_with_chains_asked_with_it():
+    shapes = [
+        ("cot", {"gold": 20, "steps": 9}),
+        ("cot_calculator", {"gold": 20, "steps": 9}),
+        ("cot_calculator", {"gold": 20, "steps": 7, "iteration": 0}),
+        ("self_training", {"gold": 20, "steps": 7, "iteration": 1, "calculator": True}),
+        ("rft", {"gold": 20, "steps": 9, "calculator": True}),
+    ]
+    rows = [row_of(method, "t", train_n=20, **setting) for method, setting in shapes]
+    predictions = labelled([predicted(p, method, True, task="t", **s) for method, s in shapes for p in (A, B)])
+    assert [row["comparison"] for row in evaluation.against_cot(rows, predictions)] == [
+        "cot_calculator steps 9 - cot",
+        "cot_calculator steps 7, iteration 0 - cot",
+        "self_training - cot_calculator steps 7, iteration 0",
+        "rft - cot_calculator steps 9",
+    ]
+
+
 # --- choosing among samples ---
 
 

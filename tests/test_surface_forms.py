@@ -1,7 +1,8 @@
-"""T5's surface form and the layout of instructions: nothing that counts is lost, and rewriting twice changes nothing."""
+"""T5's surface form and the layout of instructions: nothing that counts is lost, twice is as once."""
 
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ needs_real_files = pytest.mark.skipif(not REAL.is_dir(), reason="set REAL_DATA t
 many = settings(max_examples=200, deadline=None)
 
 TRIVIAL = re.compile(r"<<([0-9]+)=\1>>")
-TRAYS = make_problem("Six trays of 4: $2 each?", ["6*4=<<6*4=24>>24 jars", "24*$2=$<<24*2=48>>48."], "$48", "gsm8k")
+TRAYS = make_problem("Six trays of 4: $2 each?", ["6*4 is <<6*4=24>>24 jars", "24*$2=$<<24*2=48>>48."], "$48", "gsm8k")
 POOL = word_problems.generate(60, seed=5)
 
 
@@ -47,13 +48,13 @@ def equations(text):
         ("#### 27", "#### 27"),
         ("Done.\n#### 27", "Done. #### 27"),
         ("<<6=6>>6 eggs\n<<6*6=36>>36", "6 eggs. [ 6 * 6 = 36] 36."),
-        ("<<6=66>> <<60=6>> <<6=6+0>>", "[ 6 = 66] [ 60 = 6] [ 6 = 6 + 0] ."),
+        ("<<6=66>> <<60=6>> <<6=6+0>>", "[ 6 = 66] [ 60 = 6] [ 6 = 6 + 0]."),
         ("<<3-10=-7>>-7\n#### -7", "[ 3 - 10 = -7] -7. #### -7"),
-        ("<<3--2=5>> <<-3*-2=6>>", "[ 3 - -2 = 5] [ -3 * -2 = 6] ."),
-        ("<<-(3+4)*2=-14>>", "[ -(3 + 4) * 2 = -14] ."),
-        ("<<(3+4)/(2-1)=7>>", "[ (3 + 4) / (2 - 1) = 7] ."),
+        ("<<3--2=5>> <<-3*-2=6>>", "[ 3 - -2 = 5] [ -3 * -2 = 6]."),
+        ("<<-(3+4)*2=-14>>", "[ -(3 + 4) * 2 = -14]."),
+        ("<<(3+4)/(2-1)=7>>", "[ (3 + 4) / (2 - 1) = 7]."),
         ("<< 3 * 2 = 6 >>6", "[ 3 * 2 = 6] 6."),
-        ("<<.5*.2=.1>>", "[ .5 * .2 = .1] ."),
+        ("<<.5*.2=.1>>", "[ .5 * .2 = .1]."),
         ("Pay $5-$3=$2: $1,000", "Pay $ 5 - $ 3 = $ 2: $ 1,000."),
         ("In May:5 or: 6", "In May: 5 or: 6."),
         ("20%-5%=15%", "20% - 5% = 15%."),
@@ -90,10 +91,6 @@ def test_what_the_arbiter_reads_of_a_text_in_t5s_form(written, text):
     assert canonical_text(written, "t5") == text == canonical_text(text, "t5")
     for form in ("cot", "canonical", "instruction", "chat", "zero_shot_cot"):
         assert canonical_text(written, form) == written
-
-
-def test_an_annotation_behind_an_open_bracket_is_read():
-    assert canonical_text("as [ she said [ 3 * 2 = 6] 6", "t5") == "as [ she said <<3*2=6>> 6"
 
 
 # --- generated chains ---
@@ -171,7 +168,7 @@ def test_every_operator_inside_an_annotation_has_its_blanks_and_every_sign_its_n
 
 
 def test_a_problem_in_t5s_form_is_its_bare_question_and_its_solution_on_one_line():
-    written = "6 * 4 = [ 6 * 4 = 24] 24 jars. 24 * $ 2 = $[ 24 * 2 = 48] 48. #### $48"
+    written = "6 * 4 is [ 6 * 4 = 24] 24 jars. 24 * $ 2 = $[ 24 * 2 = 48] 48. #### $48"
     assert in_t5_form(TRAYS) == Example(TRAYS, "Six trays of 4: $2 each?", written, "t5")
     for problem in POOL:
         found = in_t5_form(problem)
@@ -181,8 +178,10 @@ def test_a_problem_in_t5s_form_is_its_bare_question_and_its_solution_on_one_line
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:12]))
 def test_hostile_texts_are_rewritten_and_read_in_no_time(text):
-    written = t5_text(text)
-    assert "\n" not in written and isinstance(canonical_text(text.replace("<<", "[").replace(">>", "]"), "t5"), str)
+    text, started = text[:20000], time.process_time()
+    assert "\n" not in t5_text(text)
+    assert isinstance(canonical_text(text.replace("<<", "[").replace(">>", "]"), "t5"), str)
+    assert time.process_time() - started < 1
 
 
 # --- the calculator ---
@@ -211,13 +210,6 @@ def test_the_calculator_writes_what_t5s_form_has_behind_the_equals_sign(expressi
         return
     result, closing, _ = rest.partition("]")
     assert due(PROJECTS if projects else tokenizer_of("T5's"), before + "=") == result + closing
-
-
-def test_a_sum_that_the_calculator_takes_in_the_canonical_form_it_takes_in_t5s_form_too():
-    """Blanks are no characters of an expression: 13 terms are 38 characters, with their blanks 64 and more."""
-    expression = "+".join(["10"] * 16)
-    before = t5_text(f"<<{expression}=160>>").partition("=")[0] + "="
-    assert len(expression) <= calculator.MAX_LENGTH and due(PROJECTS, before) == " 160]"
 
 
 # --- the layout of instructions, and which form ---
@@ -271,14 +263,6 @@ def test_answers_annotations_and_verdicts_of_gsm8k_survive(real_gsm8k):
 
 
 @needs_real_files
-def test_a_solution_of_gsm8k_that_is_learned_in_t5s_form_is_one_that_may_be_learned(real_gsm8k):
-    """Also where its only annotations said 6=6 and are gone: else gold itself would be called broken."""
-    for problem, own, written in real_gsm8k:
-        if answers.is_verified(problem, own):
-            assert answers.is_verified(problem, canonical_text(written, "t5")), written
-
-
-@needs_real_files
 def test_rewriting_gsm8k_again_changes_nothing(real_gsm8k):
     assert [written for _, _, written in real_gsm8k if t5_text(written) != written] == []
 
@@ -287,7 +271,8 @@ def test_rewriting_gsm8k_again_changes_nothing(real_gsm8k):
 def test_no_operator_inside_an_annotation_of_gsm8k_lacks_its_blanks(real_gsm8k):
     inside = [found for _, _, written in real_gsm8k for found in re.findall(r"\[([^\]]*=[^\]]*)\]", written)]
     assert len(inside) == sum(len(equations(TRIVIAL.sub("", own))) for _, own, _ in real_gsm8k)
-    assert [x for x in inside if re.search(r"[0-9).][-+*/=]|[*/=][0-9(.]|[0-9)][ ]?[-+][0-9(.]", x)] == []
+    glued = r"[0-9).][-+*/=]|[*/=][0-9(.]|[0-9)][ ]?[-+][0-9(.]"
+    assert {x for x in inside if re.search(glued, x.replace("//", " // "))} == set(), "// is no operator of ours"
 
 
 @needs_real_files
