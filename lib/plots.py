@@ -308,6 +308,8 @@ def rounds_of_self_training(rows: list[dict], k: int) -> object:
     """
     panels = list(dict.fromkeys((row["task"], row["seed"]) for row in rows))
     figure, grid = axes(max(1, -(-len(panels) // 3)), max(1, min(3, len(panels))), width=5)
+    for ax in grid[len(panels) :]:
+        ax.set_axis_off()
     for ax, (task, seed) in zip(grid, panels, strict=False):
         own = [r for r in rows if (r["task"], r["seed"]) == (task, seed)]
         for method in dict.fromkeys(r["method"] for r in own):
@@ -319,7 +321,7 @@ def rounds_of_self_training(rows: list[dict], k: int) -> object:
                 ax.annotate(name, (x, y), (4, -11), textcoords="offset points", fontsize=7, color=colour(method))
         ax.set(title=f"{task}, seed {seed}", xlabel="round", ylabel="share of validation problems", ylim=(0, 1.02))
         ax.xaxis.get_major_locator().set_params(integer=True)
-    grid[0].legend(frameon=False, fontsize=8)
+        ax.legend(frameon=False, fontsize=7)
     return figure
 
 

@@ -25,19 +25,18 @@ either_model = pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_t5"])
 def test_accumulated_batches_move_the_model_as_the_whole_batch_does(fixture, loss, request, pairs, tmp_path):
     """20 pairs in batches of 8: the last of an epoch is half a batch, and none of it is too many."""
     moved = []
-    for accumulation in (1, 2, 4):
+    for accumulation in (1, 2):
         config = replace(STEPS, loss=loss, accumulation=accumulation, learning_rate=1e-3)
         dpo.train(config, pairs[:20], [], request.getfixturevalue(fixture), tmp_path / str(accumulation))
         model, _ = models.load_model(str(tmp_path / str(accumulation) / "model"), device="cpu")
         moved.append(torch.cat([weight.flatten() for weight in model.parameters()]).double())
     before, _ = models.load_model(str(request.getfixturevalue(fixture)), device="cpu")
     start = torch.cat([weight.flatten() for weight in before.parameters()]).double()
-    whole, *parts = moved
+    whole, accumulated = moved
     assert (whole - start).norm() > 0.05
-    for accumulated in parts:
-        assert (accumulated - whole).norm() < 1e-3 * (whole - start).norm()
-    losses = [curve(tmp_path / str(accumulation)) for accumulation in (1, 2, 4)]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-5) and losses[2] == pytest.approx(losses[0], abs=1e-5)
+    assert (accumulated - whole).norm() < 1e-4 * (whole - start).norm()
+    losses = [curve(tmp_path / str(accumulation)) for accumulation in (1, 2)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
 @either_model
@@ -100,13 +99,14 @@ def test_pairs_and_opinions_are_not_taken_for_one_another(tiny_llama, pairs, tmp
             dpo.train(config, items, [], tiny_llama, tmp_path)
 
 
-def test_an_adapter_alone_moves_and_the_model_beneath_it_stays(tiny_llama, llama_adapter, pairs, tmp_path):
-    for directory, rank in ((tiny_llama, 4), (llama_adapter, 0)):
-        trainer, _ = trainer_for(replace(STEPS, lora_rank=rank), directory, pairs[:8], tmp_path / str(rank))
-        before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
-        trainer.train()
-        for name, weight in trainer.model.state_dict().items():
-            assert torch.equal(weight, before[name]) == ("lora_" not in name or ".ref." in name), name
+@pytest.mark.parametrize("setup", ["new adapter", "trained adapter", "t5 new adapter", "t5 trained adapter"])
+def test_an_adapter_alone_moves_and_the_model_beneath_it_stays(setup, request, pairs, tmp_path):
+    fixture, changes = SETUPS[setup]
+    trainer, _ = trainer_for(replace(STEPS, **changes), request.getfixturevalue(fixture), pairs[:8], tmp_path)
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    trainer.train()
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, before[name]) == ("lora_" not in name or ".ref." in name), name
 
 
 @either_model
@@ -157,10 +157,12 @@ class Cut(Exception):
     """The power fails."""
 
 
-@pytest.mark.parametrize("setup", [*SETUPS, "kto", "kto, trained adapter"])
+CUT = ["full, precomputed", "new adapter", "trained adapter", "t5 trained adapter", "kto, trained adapter"]
+
+
+@pytest.mark.parametrize("setup", CUT)
 def test_a_run_cut_off_at_a_checkpoint_ends_as_an_undisturbed_one(setup, request, pairs, tmp_path, monkeypatch):
-    kto = {"kto": ("tiny_llama", {"loss": "kto"}), "kto, trained adapter": ("llama_adapter", {"loss": "kto"})}
-    fixture, changes = (SETUPS | kto)[setup]
+    fixture, changes = SETUPS.get(setup, ("llama_adapter", {"loss": "kto"}))
     items = opinions(pairs) if "kto" in setup else pairs
     how = replace(LONG, steps=6, **changes), items[:20], items[20:24], request.getfixturevalue(fixture)
     real = sft.mark_complete

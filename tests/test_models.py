@@ -203,6 +203,42 @@ def test_an_unknown_or_unusable_device_is_one_sentence(device, tiny_llama):
     sentence(lambda: models.load_model(str(tiny_llama), device=device), repr(device))
 
 
+# --- dropout ---
+
+
+@pytest.mark.parametrize(
+    "name, rates",
+    [
+        ("LlamaConfig", {"attention_dropout"}),
+        ("GPT2Config", {"attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_first_dropout"}),
+        ("T5Config", {"dropout_rate", "classifier_dropout"}),
+    ],
+)
+def test_every_rate_of_dropout_is_set_and_nothing_else(name, rates):
+    import transformers
+
+    config = getattr(transformers, name)(**dict.fromkeys(rates, 0.3))
+    before = config.to_dict()
+    models.set_dropout(config, 0.0)
+    assert config.to_dict() == before | dict.fromkeys(rates, 0.0)
+    models.set_dropout(config, 0.2)
+    assert config.to_dict() == before | dict.fromkeys(rates, 0.2)
+
+
+@pytest.mark.parametrize("fixture, field", [("tiny_llama", "attention_dropout"), ("tiny_t5", "dropout_rate")])
+def test_a_model_and_one_under_an_adapter_are_loaded_with_the_dropout_asked_for(fixture, field, request, tmp_path):
+    base = shutil.copytree(request.getfixturevalue(fixture), tmp_path / "base")
+    (base / "config.json").write_text(json.dumps(json.loads((base / "config.json").read_text()) | {field: 0.3}))
+    model, tokenizer = adapted(base)
+    models.save_model(model, tokenizer, tmp_path / "adapter")
+    for directory in (base, tmp_path / "adapter"):
+        for asked, expected in ((None, 0.3), (0.0, 0.0), (0.1, 0.1)):
+            loaded, _ = models.load_model(str(directory), device="cpu", dropout=asked)
+            assert getattr(loaded.config, field) == expected
+            repeats = [loaded.train()(input_ids=IDS, labels=IDS).loss.item() for _ in range(2)]
+            assert (repeats[0] == repeats[1]) == (expected == 0)
+
+
 # --- LoRA ---
 
 

@@ -145,6 +145,14 @@ def test_the_reference_is_the_model_before_training_in_batches_of_any_size(fixtu
             assert [both[side] for both in logps] == pytest.approx([expected] * 3, abs=1e-4)
 
 
+def test_the_reference_is_computed_without_dropout(tiny_t5, pairs):
+    model, tokenizer = models.load_model(str(tiny_t5), device="cpu", dropout=0.3)
+    data, found = dpo.make_dataset(STEPS, tokenizer, pairs[:4]), []
+    for loaded in (model, dpo.load(STEPS, tiny_t5)[0]):
+        found.append(seq2seq_dpo.with_reference(STEPS, loaded.train(), data, 0)["ref_rejected_logps"][:])
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
 def test_the_reference_stays_while_the_model_moves(tiny_t5, pairs, tmp_path):
     trainer, _ = trainer_for(STEPS, tiny_t5, pairs[:8], tmp_path)
     before = trainer.train_dataset.to_list()

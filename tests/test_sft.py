@@ -196,6 +196,29 @@ def test_accumulated_batches_give_the_loss_of_the_whole_batch(fixture, request, 
         assert accumulated == pytest.approx(whole, abs=1e-5)
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.25])
+def test_the_rate_comes_down_to_its_least(floor, tiny_llama, chains, tmp_path):
+    config = replace(STEPS, learning_rate=1e-2, min_lr_rate=floor, warmup_steps=2)
+    trainer, _ = trainer_for(config, tiny_llama, chains[:8], tmp_path)
+    trainer.train()
+    rates = [row["learning_rate"] for row in trainer.state.log_history if "loss" in row]
+    assert rates == pytest.approx([oracle.learning_rate(step, 6, 2, 1e-2, floor) for step in range(6)], abs=1e-9)
+    assert trainer.lr_scheduler.get_last_lr() == pytest.approx([floor * 1e-2] * 2, abs=1e-9)
+
+
+@pytest.mark.parametrize("fixture, field", [("tiny_llama", "attention_dropout"), ("tiny_t5", "dropout_rate")])
+def test_dropout_is_set_where_it_is_asked_for_and_left_as_it_is_elsewhere(fixture, field, request, chains):
+    directory = str(request.getfixturevalue(fixture))
+    for asked, expected in ((None, 0.0), (0.25, 0.25)):
+        model, _ = sft.load(sft.Config(directory, dropout=asked, device="cpu"), chains)
+        assert getattr(model.config, field) == expected
+        losses = []
+        for _ in range(2):
+            ids = torch.tensor([[5, 9, 30, 4, 12, 7]])
+            losses.append(model.train()(input_ids=ids, labels=ids).loss.item())
+        assert (losses[0] == losses[1]) == (expected == 0)
+
+
 # --- it learns, and leaves what it promises ---
 
 

@@ -296,6 +296,32 @@ LEARNED = [
     row(8, method="rft", k=8, calculator=True),
     row(method="rft", task="u", seed=1, k=2),
 ]
+PREFERRED = [
+    {
+        "step": 1,
+        "loss": 0.69,
+        "rewards/chosen": 0.0,
+        "rewards/rejected": 0.0,
+        "logps/chosen": -9.0,
+        "logps/rejected": -8.0,
+    },
+    {
+        "step": 2,
+        "loss": 0.5,
+        "rewards/chosen": 0.1,
+        "rewards/rejected": -0.1,
+        "logps/chosen": -8.0,
+        "logps/rejected": -9.0,
+    },
+    {"step": 2, "eval_loss": 0.6, "eval_rewards/chosen": 0.1, "eval_logps/chosen": -8.0},
+]
+ROUNDS = [
+    {"task": task, "seed": seed, "method": method, "model": name, "round": place, "accuracy": 0.5, "pass@2": 0.7}
+    for task in ("t", "u")
+    for seed in (0, 1)
+    for method in ("self_training", "dpo_self_training")
+    for name, place in (("sft-1", 1), ("dpo-1", 0.5), ("sft-0", 0))
+]
 PICTURES = {
     "shapes": (plots.problem_shapes, SHAPES),
     "shapes of one problem": (plots.problem_shapes, {"t": [make_problem("q", [], "", "t")]}),
@@ -330,6 +356,14 @@ PICTURES = {
     "paths": (plots.paths_by_samples, COUNTED),
     "paths of nothing": (plots.paths_by_samples, []),
     "learning": (lambda rows: plots.accuracy_against_paths(rows, COUNTED), LEARNED),
+    "similarities": (plots.pair_similarities, {"farthest": [0.1, 0.2, 1.0], "nearest": [], "random": [0.5]}),
+    "similarities of nothing": (plots.pair_similarities, {}),
+    "preferences": (plots.preference_curves, {"a": PREFERRED, "b": PREFERRED[:1]}),
+    "preferences of nothing": (plots.preference_curves, {"a": []}),
+    "rounds": (lambda rows: plots.rounds_of_self_training(rows, 2), ROUNDS),
+    "rounds of nothing": (lambda rows: plots.rounds_of_self_training(rows, 2), []),
+    "pass@k": (plots.pass_at_k, {"sft-0": {1: 0.2, 2: 0.3}, "sft-1": {1: 0.4}}),
+    "pass@k of nothing": (plots.pass_at_k, {}),
     "learning of nothing": (lambda rows: plots.accuracy_against_paths(rows, []), []),
 }
 
@@ -438,3 +472,32 @@ def test_the_frontier_is_drawn_through_unbeaten_rows_only():
     (ax,) = plots.accuracy_against_cost(rows).axes
     assert ax.lines[0].get_xydata().tolist() == [[1, 0.2], [10, 0.8]]
     assert len(ax.texts) == 3
+
+
+def test_preferences_are_drawn_as_lines_and_the_watched_as_dots_with_the_first_loss_marked():
+    loss, rewards, logps = plots.preference_curves({"a": PREFERRED}).axes
+    line, dots, first = loss.lines
+    assert list(line.get_ydata()) == [0.69, 0.5] and list(dots.get_ydata()) == [0.6]
+    assert first.get_ydata()[0] == pytest.approx(0.6931, abs=1e-4)
+    chosen, watched, rejected = rewards.lines
+    assert list(chosen.get_ydata()) == [0.0, 0.1] and list(watched.get_ydata()) == [0.1]
+    assert list(rejected.get_ydata()) == [0.0, -0.1] and chosen.get_color() != rejected.get_color()
+    assert list(logps.lines[0].get_ydata()) == [-9.0, -8.0]
+    assert [text.get_text() for text in logps.get_legend().get_texts()] == ["chosen", "rejected"]
+
+
+def test_rounds_are_drawn_in_order_with_samplers_between_them_one_panel_a_task_and_seed():
+    panels = plots.rounds_of_self_training(ROUNDS, 2).axes
+    assert [ax.get_title() for ax in panels] == ["t, seed 0", "t, seed 1", "u, seed 0", "u, seed 1"] + [""] * 2
+    greedy, passed = panels[0].lines[:2]
+    assert list(greedy.get_xdata()) == [0, 0.5, 1] and list(greedy.get_ydata()) == [0.5] * 3
+    assert list(passed.get_ydata()) == [0.7] * 3
+    assert [text.get_text() for text in panels[0].texts[:3]] == ["sft-0", "dpo-1", "sft-1"]
+
+
+def test_a_pair_shows_both_solutions_with_their_steps_marked():
+    problem = make_problem("How many? <b>", ["<<3+4=7>>7"], "7", "t")
+    shown = viewers.pair(problem, "<<3+4=7>>7\n#### 7", "<<3+4=8>>8\n#### 8", "similarity 0.75")
+    assert shown.count("How many? &lt;b&gt;") == 1 and "similarity 0.75" in shown
+    assert shown.index("chosen") < shown.index("rejected")
+    assert shown.count(viewers.GOOD) == 2 and shown.count(viewers.BAD) == 2

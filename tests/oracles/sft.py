@@ -22,11 +22,12 @@ def loss(model, tokenizer, examples: list[tuple[str, str]]) -> torch.Tensor:
     return -torch.cat([log_likelihoods(model, tokenizer, *example) for example in examples]).mean()
 
 
-def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    """The rate of step 0, 1, ...: a line from 0 to the peak, then half a cosine down to 0."""
+def learning_rate(step: int, steps: int, warmup: int, peak: float, floor: float = 0.0) -> float:
+    """The rate of step 0, 1, ...: a line from 0 to the peak, then half a cosine down to `floor` times the peak."""
     if step < warmup:
         return peak * step / warmup
-    return peak * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+    cosine = (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+    return peak * (floor + (1 - floor) * cosine)
 
 
 def train(model, tokenizer, examples, steps, warmup, peak, decay, beta2, max_norm) -> list[dict]:
