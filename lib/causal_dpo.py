@@ -4,28 +4,41 @@ TRL would tokenise prompt and completion together and append an end to every com
 the model saw in fine-tuning and wrote when sampled, so the encoding is ours and the rest is the library's.
 """
 
+import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from lib import dpo, models
 
 
-class EncodedDPOTrainer(DPOTrainer):
+class WithoutReference:
+    """Keeps the copy of an adapter that is the reference out of checkpoints: beside it the trained one isn't loaded."""
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        shutil.rmtree(Path(output_dir or self.args.output_dir) / "ref", ignore_errors=True)
+
+
+class EncodedDPOTrainer(WithoutReference, DPOTrainer):
     """TRL's trainer for a data set with prompt_ids, chosen_ids and rejected_ids."""
 
     def _prepare_dataset(self, dataset, *_):
         return dataset
 
 
-class EncodedKTOTrainer(KTOTrainer):
+class EncodedKTOTrainer(WithoutReference, KTOTrainer):
     """TRL's trainer for a data set with prompt_ids, completion_ids and label.
 
     The KL term is estimated on mismatched completions: each prompt with the completion before its own in its batch.
     """
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        size, ids = args.per_device_train_batch_size, dataset["completion_ids"]
+        size = args.per_device_train_batch_size
+        if len(dataset) > size and len(dataset) % size == 1:  # the last row has none to be compared with
+            dataset = dataset.select(range(len(dataset) - 1))
+        ids = dataset["completion_ids"]
         batches = [ids[start : start + size] for start in range(0, len(ids), size)]
         rotated = [row for batch in batches for row in [batch[-1], *batch[:-1]]]
         return dataset.add_column("KL_completion_ids", rotated)

@@ -92,7 +92,7 @@ def encode(tokenizer, items: list[Pair] | list[Opinion]) -> list[dict]:
     if isinstance(items[0], Opinion):
         written = completions([x.completion for x in items], [x.finished for x in items])
         rows = zip(prompts, written, [x.right for x in items], strict=True)
-        return [{"prompt_ids": p, "completion_ids": c, "label": right} for p, c, right in rows]
+        return [{"prompt_ids": p, "completion_ids": c, "label": right} for p, c, right in rows if c]
     chosen = completions([x.chosen for x in items], [True] * len(items))
     rejected = completions([x.rejected for x in items], [x.finished for x in items])
     rows = zip(prompts, chosen, rejected, strict=True)
@@ -107,35 +107,46 @@ def make_dataset(config: Config, tokenizer, items: list[Pair] | list[Opinion]):
     from datasets import Dataset
 
     rows = encode(tokenizer, items) if items else []
-    kept = [row for row in rows if longest(row) <= config.max_length]
+    kept = fitting(config, rows)
     if not kept:
         raise InputError(
-            f"None of {len(items)} pairs can be learned from within max_length = {config.max_length} tokens: a model "
-            "that is always right, or never, makes none; draw more samples, or give more problems with their steps."
+            f"None of {len(items)} preferences can be learned from within max_length = {config.max_length} tokens: a "
+            "model that is always right, or never, makes none; draw more samples, or give more problems with steps."
         )
     if len(kept) < len(items):
-        print(f"left out {len(items) - len(kept)} of {len(items)} pairs: empty, or over {config.max_length} tokens")
+        print(
+            f"left out {len(items) - len(kept)} of {len(items)} preferences: empty, or over {config.max_length} tokens"
+        )
     return Dataset.from_list(kept)
 
 
-def longest(row: dict) -> int:
-    """Tokens of a prompt with the longest of its completions."""
-    completions = [value for key, value in row.items() if key.endswith("_ids") and key != "prompt_ids"]
-    return len(row["prompt_ids"]) + max(map(len, completions))
+def fitting(config: Config, rows: list[dict]) -> list[dict]:
+    """Those encoded rows whose prompt with the longest of its completions is within max_length."""
+
+    def longest(row: dict) -> int:
+        completions = [value for key, value in row.items() if key.endswith("_ids") and key != "prompt_ids"]
+        return len(row["prompt_ids"]) + max(map(len, completions))
+
+    return [row for row in rows if longest(row) <= config.max_length]
 
 
 def load(config: Config, model: str | Path):
     """(model, tokenizer), without any dropout; an adapter is loaded to be trained further."""
+    import torch
+
     if str(model) in models.PRESETS:
         raise InputError(f"{model} is an untrained preset; preferences are learned by a model that was trained before.")
-    loaded, tokenizer = models.load_model(str(model), None, config.dtype, config.device, dropout=0.0)
+    adapter = (Path(model) / "adapter_config.json").exists()
+    dtype = config.dtype if adapter or config.lora_rank else "float32"  # full training keeps float32 master weights
+    loaded, tokenizer = models.load_model(str(model), None, dtype, config.device, dropout=0.0)
     if hasattr(loaded, "peft_config"):
         if config.lora_rank:
             raise InputError(f"{model} is an adapter and is trained further as it is; set lora_rank to 0.")
         loaded.peft_config["default"].inference_mode = False
         loaded.set_adapter("default")  # loaded adapters are frozen
-    elif not config.lora_rank and config.dtype != "float32":
-        loaded = loaded.float()  # full training keeps float32 master weights
+        for module in loaded.modules():
+            if isinstance(module, torch.nn.Dropout):  # an adapter's own
+                module.p = 0.0
     return loaded, tokenizer
 
 
@@ -191,7 +202,8 @@ def train(
     train_set = make_dataset(config, tokenizer, items)
     watched = watched[: config.watched]
     models.seed_everything(config.seed)
-    watched_set = make_dataset(config, tokenizer, watched) if watched else None
+    fits = [item for item in watched if fitting(config, encode(tokenizer, [item]))]
+    watched_set = make_dataset(config, tokenizer, fits) if fits else None
     trainer = make_trainer(config, loaded, tokenizer, train_set, watched_set, out_dir)
     checkpoint = sft.last_checkpoint(out_dir)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

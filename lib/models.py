@@ -66,7 +66,7 @@ def pick_dtype(dtype: str):
     return getattr(torch, dtype)
 
 
-def from_scratch(preset: str, tokenizer):
+def from_scratch(preset: str, tokenizer, dropout: float = 0.0):
     """A freshly initialised model of `preset` for `tokenizer`; call `seed_everything` first for a repeatable one."""
     from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
@@ -85,6 +85,7 @@ def from_scratch(preset: str, tokenizer):
             bos_token_id=None,
             **ids,
         )
+        set_dropout(config, dropout)
         return LlamaForCausalLM(config)
     config = T5Config(
         d_model=width,
@@ -97,6 +98,7 @@ def from_scratch(preset: str, tokenizer):
         decoder_start_token_id=tokenizer.pad_token_id,
         **ids,
     )
+    set_dropout(config, dropout)
     return T5ForConditionalGeneration(config)
 
 
@@ -136,7 +138,7 @@ def load_model(name: str, tokenizer=None, dtype: str = "float32", device: str = 
     place, precision = pick_device(device), pick_dtype(dtype)
     if name in PRESETS:
         assert tokenizer is not None, f"preset {name} needs a tokenizer"
-        return from_scratch(name, tokenizer).to(place, precision), tokenizer
+        return from_scratch(name, tokenizer, dropout or 0.0).to(place, precision), tokenizer
     path = Path(name)
     if path.is_dir() and (path / "adapter_config.json").exists():
         return load_adapter(path, dtype, device, dropout)

@@ -83,7 +83,8 @@ class Seq2SeqDPOTrainer(Seq2SeqTrainer):
         self.figures = {"": defaultdict(list), "eval_": defaultdict(list)}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        logps, tokens = log_probabilities(model, inputs)
+        with self.accelerator.autocast():  # the encoder too, which is called past the model's own forward
+            logps, tokens = log_probabilities(model, inputs)
         found, rewards = losses(self.config, logps, inputs["reference"], tokens)
         margins = rewards[0] - rewards[1]
         figures = {
@@ -115,7 +116,8 @@ def with_reference(config: dpo.Config, model, dataset, pad_token_id: int):
     model.eval()
     found = []
     size = max(1, config.batch_size // config.accumulation)
-    with torch.inference_mode(), Bar("reference", len(dataset)) as bar:
+    precision = torch.autocast(model.device.type, models.pick_dtype(config.dtype), enabled=config.dtype != "float32")
+    with torch.inference_mode(), precision, Bar("reference", len(dataset)) as bar:
         for start in range(0, len(dataset), size):
             rows = dataset.select(range(start, min(start + size, len(dataset)))).to_list()
             batch = {key: value.to(model.device) for key, value in make_batch(rows, pad_token_id).items()}

@@ -67,7 +67,7 @@ def test_the_loss_and_its_figures_are_those_of_the_oracle_once_the_model_has_mov
 def test_every_loss_and_its_gradient_are_those_of_the_oracle(fixture, loss, sft_weight, request, pairs, tmp_path):
     directory = request.getfixturevalue(fixture)
     config = replace(STEPS, batch_size=3, beta=0.3, loss=loss, sft_weight=sft_weight)
-    three = [pairs[0], pairs[10], pairs[25]]
+    three = [pairs[0], replace(pairs[10], prompt=pairs[10].prompt * 6), pairs[25]]
     trainer, tokenizer = trainer_for(config, directory, three, tmp_path)
     (batch,) = trainer.get_train_dataloader()
     oracle.disturb(trainer.model)
@@ -193,7 +193,7 @@ def test_pairs_too_long_or_empty_are_left_out_and_counted(tiny_llama, pairs, cap
     empty = replace(pairs[0], rejected="", finished=False)
     data = dpo.make_dataset(replace(STEPS, max_length=limit), tokenizer, [empty, *pairs])
     assert data.to_list() == [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
-    assert 0 < len(data) < 32 and f"left out {33 - len(data)} of 33 pairs" in capsys.readouterr().out
+    assert 0 < len(data) < 32 and f"left out {33 - len(data)} of 33 preferences" in capsys.readouterr().out
     assert len(dpo.make_dataset(STEPS, tokenizer, [empty, *pairs])) == 32
     assert len(dpo.make_dataset(STEPS, tokenizer, [replace(empty, finished=True)])) == 1, "an end alone is a completion"
 
@@ -202,7 +202,7 @@ def test_no_pair_left_is_one_sentence(tiny_llama, pairs):
     tokenizer = models.load_tokenizer(str(tiny_llama))
     for items, limit in ((pairs, 5), ([], 512)):
         with pytest.raises(
-            InputError, match=f"^None of {len(items)} pairs .* {limit} tokens.*problems.*[.]$"
+            InputError, match=f"^None of {len(items)} preferences .* {limit} tokens.*problems.*[.]$"
         ) as caught:
             dpo.make_dataset(replace(STEPS, max_length=limit), tokenizer, items)
         assert "\n" not in str(caught.value) and ". " not in str(caught.value)

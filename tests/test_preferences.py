@@ -71,8 +71,13 @@ def test_likeness_is_what_counting_gives(a, b):
 
 
 def test_a_set_of_tokens_knows_neither_how_often_nor_where_nor_special_ones():
+    from tokenizers.processors import TemplateProcessing
+
     special = build_tokenizer([" red blue red"] * 9, 300)
     special.add_special_tokens({"bos_token": "<s>"})
+    begins = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", special.bos_token_id)])
+    special.backend_tokenizer.post_processor = begins
+    assert special("red")["input_ids"][0] == special.bos_token_id
     found = token_sets(special, [" red blue", " blue red red", " red blue", ""])
     assert set(found) == {" red blue", " blue red red", ""} and found[""] == frozenset()
     assert found[" red blue"] == found[" blue red red"] and len(found[" red blue"]) == 2

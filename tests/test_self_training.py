@@ -26,8 +26,7 @@ TUNING = sft.Config(steps=40, batch_size=32, learning_rate=2e-2, warmup_steps=10
 PREFERRING = dpo.Config(steps=4, batch_size=8, learning_rate=1e-3, warmup_steps=1, watched=8, device="cpu")
 
 
-def all_sums():
-    """The sums of two digits; a subprocess has no fixture."""
+def all_sums():  # a subprocess has no fixture
     pairs = [(a, b) for a in range(10) for b in range(10)]
     return [make_problem(f"{a} + {b} ?", [f"<<{a}+{b}={a + b}>>"], str(a + b), "sums") for a, b in pairs]
 
@@ -91,7 +90,7 @@ def plain(base, tmp_path_factory):
 
 # --- problems that must not be learned from ---
 
-ONE = make_problem("3 + 4 ?", ["<<3+4=7>>"], "7", "sums", canonical="3+4")
+ONE = make_problem("How many are 3 + 4 ?", ["<<3+4=7>>"], "7", "sums", canonical="3+4")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +98,7 @@ ONE = make_problem("3 + 4 ?", ["<<3+4=7>>"], "7", "sums", canonical="3+4")
     [
         replace(ONE, question="5 + 5 ?", meta={}),  # the same id
         replace(ONE, id="a", meta={}),  # the same question
-        replace(ONE, id="a", question="\n3  + 4\t?", meta={"canonical": "another"}),
+        replace(ONE, id="a", question="\nHow MANY  are 3 + 4\t?", meta={"canonical": "another"}),
         replace(ONE, id="a", question="4 + 3 ?"),  # the same but for the order of its operands
     ],
 )
@@ -116,14 +115,6 @@ def test_a_problem_that_is_held_out_in_any_dress_is_refused(other, place):
             Data(gold, asked, [], held_out)
         with pytest.raises(InputError, match=wanted):
             Data(in_surface_form(gold, "t5"), in_surface_form(asked, "t5"), [], held_out)
-
-
-def test_capitals_make_no_other_question():
-    first, second = (
-        make_problem(question, [], "1", "gsm8k", canonical=question) for question in ("How MANY?", "how  many?")
-    )
-    with pytest.raises(InputError, match="validation or test holds it too"):
-        check_apart([first], [second])
 
 
 def test_other_problems_are_apart():
@@ -183,9 +174,18 @@ def test_a_pair_of_a_held_out_problem_stops_everything(kind):
         return kind(problem, prompt, "a", "b", True, 0.5) if kind is Pair else kind(problem, prompt, "a", True, True)
 
     assert_apart([item("other", "5 + 5 ?\n")], [ONE])
-    for leak in (item(ONE.id, "5 + 5 ?\n"), item("other", "3 + 4 ?\n"), item("other", "3 + 4 ?")):
+    for leak in (item(ONE.id, "5 + 5 ?\n"), item("other", f"{ONE.question}\n"), item("other", ONE.question)):
         with pytest.raises(AssertionError, match="is held out"):
             assert_apart([item("other", "5 + 5 ?\n"), leak], [ONE])
+
+
+@pytest.mark.parametrize("method, error", [("self_training", InputError), ("dpo_self_training", AssertionError)])
+def test_a_loop_looks_again_at_what_it_is_about_to_learn(method, error, base, tmp_path):
+    given = data()
+    object.__setattr__(given, "held_out", given.asked)  # as no Data lets itself be made
+    with pytest.raises(error, match="held out|holds it too"):
+        went(tmp_path, plan(base, method), given)
+    assert len(list(tmp_path.iterdir())) == 2, "stopped before it learned"
 
 
 # --- the order of the steps ---
