@@ -91,7 +91,7 @@ def jaccard(a: Tokens, b: Tokens) -> float:
 def distinct(texts: list[str], tokens: dict[str, Tokens], max_similarity: float) -> list[str]:
     """The texts in order, without those that are near-duplicates of one kept before."""
     kept: list[str] = []
-    for text in texts:
+    for text in dict.fromkeys(texts):
         if all(jaccard(tokens[text], tokens[other]) <= max_similarity for other in kept):
             kept.append(text)
     return kept
@@ -133,7 +133,7 @@ def make_pairs(
     for example in asked:
         samples = [s for pool in pools for s in pool.get(example.problem.id, [])]
         right = sorted({written(s) for s in samples if is_right(s)})
-        wrong = {written(s): s["finished"] for s in samples if not s["correct"]}
+        wrong = {written(s): s["finished"] for s in sorted(samples, key=lambda s: s["finished"]) if not s["correct"]}
         known = [gold[example.problem.id]] if example.problem.id in gold else []
         rng = random.Random(f"{config.seed} {example.problem.id}")
         pairs = choose_pairs(
@@ -190,7 +190,7 @@ def labels(
         counts["correct"] += sum(map(is_right, samples))
         counts["distinct"] += len(kept) - len(known)
         solved += [(example, kept)] if kept else []
-    cap = int(numpy.percentile([len(kept) for _, kept in solved], config.cap_percentile)) if solved else 0
+    cap = int(numpy.percentile([len(kept) for _, kept in solved], config.cap_percentile) + 1e-9) if solved else 0
     learned = []
     for example, kept in solved:
         learned += [Example(example.problem, example.prompt, text, example.form) for text in kept[:cap]]

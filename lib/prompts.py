@@ -149,10 +149,9 @@ def written(
 
 
 # ----- T5's surface form
-OPERATOR = re.compile(
-    r"(?<=[0-9).%])[ ]*([-+*/=])[ ]*(?=[-0-9(.$])"
-)  # between two operands; a sign stays with its number
-T5_ANNOTATION = re.compile(r"\[([^\]\n=]*=[^\]\n]*)\]")
+# Between two operands; a sign stays with its number, and what stands behind a full stop begins anew.
+OPERATOR = re.compile(r"(?:(?<=[0-9)%])[ ]*|(?<=[0-9][.]))([-+*/=])[ ]*(?=[-+0-9($\[]|[.][0-9])")
+T5_ANNOTATION = re.compile(r"\[([^\]\n=]{0,128}=[^\]\n]{0,64})\]")
 
 
 def in_t5_form(problem: Problem) -> Example:
@@ -174,9 +173,9 @@ def t5_text(text: str) -> str:
     if not marker:
         body, answer = text, ""
     body = re.sub(r"<<([0-9]+)=\1>>", "", body)
-    body = re.sub(r"<<([^\n]*?)>>[ ]*", lambda found: f"[ {found[1].replace(' ', '')}] ", body)
+    body = re.sub(r"<<([^\n]{0,128}?)>>[ ]*", lambda found: f"[ {found[1].replace(' ', '')}] ", body)
     body = re.sub(r"([:$])(?=[0-9])", r"\1 ", body)
-    lines = [" ".join(OPERATOR.sub(r" \1 ", line).split()) for line in body.split("\n")]
+    lines = [OPERATOR.sub(r" \1 ", " ".join(line.split())) for line in body.split("\n")]
     lines = [line if line[-1] in ".!?" else line + "." for line in lines if line]
     return " ".join(lines + ([f"#### {' '.join(answer.split())}".strip()] if marker else []))
 

@@ -52,6 +52,10 @@ class Plan:
             raise InputError(f"Unknown method {self.method!r}; use {' or '.join(METHODS)}.")
         if self.iterations < 1:
             raise InputError(f"iterations must be at least 1, not {self.iterations}.")
+        if not 0 <= self.watched <= 0.5:
+            raise InputError(f"watched must lie between 0 and 0.5, not {self.watched}.")
+        if self.tuning.style != "cot":
+            raise InputError("A loop learns chains of thought; leave the style of its fine-tuning at cot.")
         if self.epochs < 0:
             raise InputError(f"epochs must be at least 0, not {self.epochs}.")
         if self.tuning.lora_rank and self.preferring.lora_rank:
