@@ -4,6 +4,8 @@ TRL would tokenise prompt and completion together and append an end to every com
 the model saw in fine-tuning and wrote when sampled, so the encoding is ours and the rest is the library's.
 """
 
+import copy
+import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +54,7 @@ def make_trainer(config: dpo.Config, arguments: dict, model, train_dataset, eval
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=processing_class,
-        ref_model=None if adapted or config.reference == "precomputed" else dpo.copy_of(model),
+        ref_model=None if adapted or config.reference == "precomputed" else frozen_copy(model),
         peft_config=models.lora_config(model, config.lora_rank) if config.lora_rank else None,
     )
     how = arguments | dict(
@@ -76,20 +78,24 @@ def make_trainer(config: dpo.Config, arguments: dict, model, train_dataset, eval
         return EncodedDPOTrainer(args=DPOConfig(**how, loss_type=losses, loss_weights=weights), **shared)
 
 
+def frozen_copy(model):
+    """A second model with the same weights, not to be trained: the reference."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
 @contextmanager
 def no_library_bars():
     """Keep the library's own bars out of a notebook while reference log-probabilities are computed."""
-    import os
-
     import datasets
 
-    before = os.environ.get("TQDM_DISABLE")
+    before, shown = os.environ.get("TQDM_DISABLE"), not datasets.are_progress_bars_disabled()
     os.environ["TQDM_DISABLE"] = "1"
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        datasets.enable_progress_bars()
+        if shown:
+            datasets.enable_progress_bars()
         os.environ.pop("TQDM_DISABLE")
         if before is not None:
             os.environ["TQDM_DISABLE"] = before

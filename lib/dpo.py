@@ -8,7 +8,6 @@ end-of-sequence included. Causal models train through TRL; encoder-decoder model
 what is right was decided when the pairs were made (`lib.preferences`).
 """
 
-import copy
 import json
 import random
 from dataclasses import asdict, dataclass
@@ -36,6 +35,7 @@ class Config:
                 trained already), and an encoder-decoder model's is always precomputed
     lora_rank   0 trains every weight, or goes on with the adapter that the model is; else a new adapter of this rank
     max_length  longest prompt with completion, in tokens; pairs with a longer one are left out and counted
+    n_watched   how many pairs of other problems are looked at during training
     """
 
     steps: int = 100
@@ -54,21 +54,22 @@ class Config:
     max_grad_norm: float = 1.0
     max_length: int = 512
     log_steps: int = 5
-    watched: int = 128
+    n_watched: int = 128
     dtype: str = "float32"
     device: str = "auto"
     seed: int = 0
 
     def __post_init__(self):
+        models.check_dtype(self.dtype)
         if self.loss not in LOSSES:
             raise InputError(f"Unknown loss {self.loss!r}; use {', '.join(LOSSES)}.")
         if self.reference not in ("copy", "precomputed"):
             raise InputError(f"Unknown reference {self.reference!r}; use copy or precomputed.")
         for name in ("steps", "batch_size", "accumulation", "max_length", "log_steps"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
+                raise InputError(f"DPO's {name} must be at least 1, not {getattr(self, name)}.")
         if self.batch_size % self.accumulation:
-            raise InputError(f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}.")
+            raise InputError(f"DPO's batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}.")
         if self.beta <= 0 or self.sft_weight < 0:
             raise InputError("beta must be above 0, sft_weight at least 0.")
         if self.loss == "kto" and self.sft_weight:
@@ -185,7 +186,7 @@ def train(
     model: str | Path,
     out_dir: str | Path,
 ) -> None:
-    """Teach `model` (a directory, adapter or hub id) what to prefer, watching the first `config.watched` of `watched`.
+    """Teach `model` (a directory, adapter or hub id) what to prefer, watching the first n_watched of `watched`.
 
     items    pairs, or with loss "kto" opinions. The model before training is the reference
     watched  pairs of other problems; may be empty
@@ -200,7 +201,7 @@ def train(
     loaded, tokenizer = load(config, model)
     items = random.Random(config.seed).sample(items, len(items))
     train_set = make_dataset(config, tokenizer, items)
-    watched = watched[: config.watched]
+    watched = watched[: config.n_watched]
     models.seed_everything(config.seed)
     fits = [item for item in watched if fitting(config, encode(tokenizer, [item]))]
     watched_set = make_dataset(config, tokenizer, fits) if fits else None
@@ -209,11 +210,24 @@ def train(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if "ref" in getattr(trainer.model, "peft_config", {}):
         trainer.model.delete_adapter("ref")
+    (out_dir / "README.md").unlink(missing_ok=True)  # the library's model card, which knows nothing
     models.save_model(trainer.model, tokenizer, out_dir / "model")
     write_jsonl(out_dir / "metrics.jsonl", curve(trainer.state.log_history))
     (out_dir / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
     for path in out_dir.glob("checkpoint-*"):
         sft.discard(path)
+
+
+def last(directory: str | Path) -> dict[str, float]:
+    """How a training that left `directory` ended: loss, margin and accuracy (how often the chosen has the higher
+    reward) on the pairs that were learned, at the last log, and on those that were only watched."""
+    rows = [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
+    found = {}
+    for prefix, name in (("", "learned"), ("eval_", "watched")):
+        ends = [row for row in rows if f"{prefix}loss" in row][-1:]
+        for key in ("loss", "rewards/margins", "rewards/accuracies"):
+            found[f"{name} {key.rpartition('/')[2]}"] = ends[0].get(prefix + key) if ends else None
+    return found
 
 
 KEYS = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen")
@@ -225,10 +239,3 @@ def curve(history: list[dict]) -> list[dict]:
     names = ("step", "learning_rate", "grad_norm", *KEYS, *(f"eval_{key}" for key in KEYS))
     rows = [{key: float(row[key]) if key != "step" else row[key] for key in names if key in row} for row in history]
     return [row for row in rows if "loss" in row or "eval_loss" in row]
-
-
-def copy_of(model):
-    """A frozen second model with the same weights: the reference."""
-    reference = copy.deepcopy(model)
-    reference.requires_grad_(False)
-    return reference.eval()

@@ -57,13 +57,30 @@ def device_name(device: str = "auto") -> str:
     return f"CPU {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
+def check_dtype(dtype: str) -> None:
+    """Raise InputError for a precision that is not known."""
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"Unknown dtype {dtype!r}; use float32, bfloat16 or float16.")
+
+
 def pick_dtype(dtype: str):
     """The torch dtype of a name: float32, bfloat16 or float16."""
     import torch
 
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise InputError(f"Unknown dtype {dtype!r}; use float32, bfloat16 or float16.")
+    check_dtype(dtype)
     return getattr(torch, dtype)
+
+
+def is_encoder_decoder(name: str) -> bool:
+    """Is this preset, model directory or hub id an encoder-decoder model? Raises InputError where there is none."""
+    from transformers import AutoConfig
+
+    if name in PRESETS:
+        return PRESETS[name]["family"] == "t5"
+    try:
+        return bool(AutoConfig.from_pretrained(name).is_encoder_decoder)
+    except Exception as error:  # the library raises many kinds for a broken file
+        raise not_found(name, error) from None
 
 
 def from_scratch(preset: str, tokenizer, dropout: float = 0.0):

@@ -273,10 +273,11 @@ def pair_similarities(by_rule: dict[str, list[float]]) -> object:
     return figure
 
 
-def preference_curves(curves: dict[str, list[dict]]) -> object:
+def preference_curves(curves: dict[str, list[dict]], first: float | None = None) -> object:
     """Loss, rewards and log-probabilities of chosen and rejected over a DPO training, one row a label.
 
     curves  {label: rows of dpo's metrics.jsonl}; lines are the training's pairs, dots the watched ones
+    first   the loss of a model that is its own reference, drawn as a dashed line; None for none
     """
     figure, grid = axes(max(1, len(curves)), 3, width=4.4)
     panels = (
@@ -293,7 +294,7 @@ def preference_curves(curves: dict[str, list[dict]]) -> object:
                 ax.plot(*zip(*points, strict=True), "o", color=shade, ms=5) if points else 0
             ax.set(xlabel="optimizer step", ylabel=what)
             if "loss" in keys:
-                ax.axhline(math.log(2), color="#bbbbbb", ls="--", zorder=0)
+                ax.axhline(first, color="#bbbbbb", ls="--", zorder=0) if first is not None else None
                 ax.set_title(label, loc="left", fontsize=10)
             else:
                 ax.legend(frameon=False, fontsize=8)

@@ -6,7 +6,6 @@ Two texts are near-duplicates where their sets of tokens overlap; of each group 
 
 import random
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from lib import rft
@@ -198,9 +197,9 @@ def labels(
     return learned, {name: counts[name] for name in ("correct", "distinct", "labels")}
 
 
-def held_out_share(items: list, share: float, key: Callable = lambda item: item.problem) -> tuple[list, list]:
+def held_out_share(items: list[Pair] | list[Opinion], share: float) -> tuple[list, list]:
     """(items to train on, items to watch), parted by problem: every so many problems' items are only watched."""
-    ids = list(dict.fromkeys(key(item) for item in items))
+    ids = list(dict.fromkeys(item.problem for item in items))
     every = round(1 / share) if share else len(ids) + 1
     watched = set(ids[every - 1 :: every])
-    return [x for x in items if key(x) not in watched], [x for x in items if key(x) in watched]
+    return [x for x in items if x.problem not in watched], [x for x in items if x.problem in watched]

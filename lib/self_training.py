@@ -9,6 +9,7 @@ The delivered model is always a fine-tuned one: DPO only improves who writes the
 rejection-sampling fine-tuning. Every step goes through `memo`, so that a loop which was killed goes on where it was.
 """
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +35,7 @@ class Plan:
     pairing       how sft-(i-1) is sampled for pairs
     labelling     how solutions to learn are drawn
     epochs        above 0: passes over what is learned, in place of tuning.steps; a tenth of them is warm-up
-    watched       share of the problems whose pairs are only watched
+    watched_share  share of the problems whose pairs are only watched
     """
 
     method: str
@@ -45,15 +46,15 @@ class Plan:
     pairing: sampling.Config
     labelling: sampling.Config
     epochs: float = 0.0
-    watched: float = 0.1
+    watched_share: float = 0.1
 
     def __post_init__(self):
         if self.method not in METHODS:
             raise InputError(f"Unknown method {self.method!r}; use {' or '.join(METHODS)}.")
         if self.iterations < 1:
             raise InputError(f"iterations must be at least 1, not {self.iterations}.")
-        if not 0 <= self.watched <= 0.5:
-            raise InputError(f"watched must lie between 0 and 0.5, not {self.watched}.")
+        if not 0 <= self.watched_share <= 0.5:
+            raise InputError(f"watched_share must lie between 0 and 0.5, not {self.watched_share}.")
         if self.tuning.style != "cot":
             raise InputError("A loop learns chains of thought; leave the style of its fine-tuning at cot.")
         if self.epochs < 0:
@@ -93,15 +94,17 @@ class Data:
 class Round:
     """What a round left: the fine-tuned model, and on the way to it the tuned sampler, pairs and training set.
 
+    start    the model that the round began from (None for sft-0)
     tuned    where DPO left its work (None without DPO), and the pairs that it learned from and watched
     compared, drawn  the samples so far that pairs, and solutions to learn, were made of
     learned  what the model was fine-tuned on
-    counts   questions, samples (drawn to be learned), correct, distinct, pairs, labels
+    counts   questions; of all rounds so far: samples (drawn to be learned), correct, distinct, pairs, labels
     """
 
     method: str
     iteration: int
     model: Path
+    start: Path | None = None
     tuned: Path | None = None
     compared: tuple[Path, ...] = ()
     drawn: tuple[Path, ...] = ()
@@ -111,8 +114,27 @@ class Round:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-def check_sizes(n_gold: int, n_answers: int, n_valid: int, n_test: int, pass_samples: int, pass_ks: list[int]) -> None:
+def check_model(model: str, loss: str, backend: str) -> None:
+    """Raise InputError where a kind of model can't be trained or sampled so; better now than after hours."""
+    if backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise InputError('backend "vllm" needs vLLM, which is not installed; use hf, or pip install -e ".[vllm]".')
+    if (loss == "kto" or backend == "vllm") and models.is_encoder_decoder(model):
+        what = "Loss kto" if loss == "kto" else "vLLM"
+        raise InputError(f"{what} is for causal models, and {model} is an encoder-decoder model; choose another.")
+
+
+def check_sizes(
+    n_gold: int,
+    n_answers: int,
+    n_pair_samples: int,
+    n_valid: int,
+    n_test: int,
+    pass_samples: int,
+    pass_ks: list[int],
+) -> None:
     """Raise InputError, with the parameter's name, where a loop of these sizes can't be carried out or measured."""
+    if n_pair_samples < 1:
+        raise InputError(f"n_pair_samples must be at least 1, not {n_pair_samples}.")
     if n_gold < 1 or n_answers < 0:
         raise InputError(f"n_gold must be at least 1 and n_answers at least 0, not {n_gold} and {n_answers}.")
     if n_valid < 1 or n_test < 1:
@@ -144,26 +166,41 @@ def rounds(memo: Callable[..., Path], plan: Plan, data: Data) -> Iterator[Round]
     yield Round(plan.method, 0, first, learned=gold, counts={"questions": len(asked)})
     tokenizer = models.load_tokenizer(str(first))  # one for all rounds: what is alike is the same in all
     solutions = {e.problem.id: e.completion for e in gold}
+    by_id = {e.problem.id: e.problem for e in asked}
     model, compared, drawn = first, [], []
     for iteration in range(1, plan.iterations + 1):
         sampler, tuned, made, watched = model, None, [], []
         if plan.method == "dpo_self_training":
-            compared.append(memo(sampling.draw, plan.pairing, data.asked, model))
+            compared.append(memo(sampling.draw, reseeded(plan.pairing, iteration), data.asked, model))
             made, watched = pairs(plan, asked, solutions, compared, tokenizer)
-            assert_apart(made + watched, data.held_out)
+            check_apart([by_id[item.problem] for item in made + watched], data.held_out)
             tuned = memo(dpo.train, plan.preferring, made, watched, model)
             sampler = tuned / "model"
-        drawn.append(memo(sampling.draw, plan.labelling, data.asked, sampler))
+        drawn.append(memo(sampling.draw, reseeded(plan.labelling, iteration), data.asked, sampler))
         pools = [sampling.read_samples(folder) for folder in drawn]
         learned, counts = preferences.labels(plan.choosing, asked, solutions, pools, tokenizer)
         check_apart([e.problem for e in learned], data.held_out)
-        model = memo(sft.train, plan.tuning_on(learned), learned, data.valid) / "model"
+        start, model = model, memo(sft.train, plan.tuning_on(learned), learned, data.valid) / "model"
         samples = sum(len(found) for pool in pools for found in pool.values())
         counts = {"questions": len(asked), "samples": samples, **counts, "pairs": len(made)}
         places = {"compared": tuple(compared), "drawn": tuple(drawn)}
         yield Round(
-            plan.method, iteration, model, tuned, **places, pairs=made, watched=watched, learned=learned, counts=counts
+            plan.method,
+            iteration,
+            model,
+            start,
+            tuned,
+            **places,
+            pairs=made,
+            watched=watched,
+            learned=learned,
+            counts=counts,
         )
+
+
+def reseeded(drawing: sampling.Config, iteration: int) -> sampling.Config:
+    """Each round draws with random numbers of its own, so that two models that are much alike don't write the same."""
+    return replace(drawing, seed=drawing.seed + 1000 * (iteration - 1))
 
 
 def pairs(plan: Plan, asked: list[Example], solutions: dict[str, str], compared: list[Path], tokenizer):
@@ -173,14 +210,7 @@ def pairs(plan: Plan, asked: list[Example], solutions: dict[str, str], compared:
         made = preferences.make_opinions(plan.choosing, asked, pools, tokenizer)
     else:
         made = preferences.make_pairs(plan.choosing, asked, solutions, pools, tokenizer)
-    return preferences.held_out_share(made, plan.watched)
-
-
-def assert_apart(made: list[Pair] | list[Opinion], held_out: list[Problem]) -> None:
-    """No pair is of a problem that is held out, nor asks its question."""
-    ids, questions = {p.id for p in held_out}, {p.question for p in held_out}
-    for item in made:
-        assert item.problem not in ids and item.prompt.strip() not in questions, f"{item.problem} is held out"
+    return preferences.held_out_share(made, plan.watched_share)
 
 
 def ledger(

@@ -57,6 +57,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
+        models.check_dtype(self.dtype)
         if self.style not in ("cot", "answer_only"):
             raise InputError(f"Unknown style {self.style!r}; use cot or answer_only.")
         for name in ("steps", "batch_size", "accumulation", "max_length", "log_steps"):
@@ -110,6 +111,12 @@ def make_dataset(config: Config, tokenizer, problems: list[Problem] | list[Examp
         )
     if len(kept) < len(rows):
         print(f"left out {len(rows) - len(kept)} of {len(rows)} problems: longer than {config.max_length} tokens")
+    unknown = sum(tokenizer.unk_token_id in row["labels"] for row in kept) if tokenizer.unk_token_id is not None else 0
+    if unknown > len(kept) / 2:
+        raise InputError(
+            f"{unknown} of {len(kept)} solutions hold characters that the model's tokenizer does not know; write "
+            "them in another form (T5 has no < and no line break: form t5), or use another model."
+        )
     return Dataset.from_dict({key: [row[key] for row in kept] for key in ("input_ids", "labels")})
 
 
@@ -127,7 +134,7 @@ def load(config: Config, problems: list[Problem] | list[Example]):
     texts = [e.prompt + e.completion for e in prompts.examples(problems[:2000], "cot")]
     tokenizer = build_tokenizer(texts, config.vocab_size)
     models.seed_everything(config.seed)
-    return models.load_model(config.model, tokenizer, device=config.device)
+    return models.load_model(config.model, tokenizer, device=config.device, dropout=config.dropout)
 
 
 def trainer_arguments(config: Config, out_dir: Path, device) -> dict:

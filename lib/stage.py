@@ -12,6 +12,7 @@ In JupyterLab it writes to `<stage>.live/` and shares the memo: work that either
 
 import ctypes
 import fcntl
+import gc
 import hashlib
 import json
 import os
@@ -98,6 +99,7 @@ class Stage:
             if not done.exists():
                 partial.mkdir(parents=True, exist_ok=True)
                 function(config, *inputs, partial)
+                gc.collect()  # a trainer and its model hold one another; the next step needs the memory
                 sync(partial)
                 partial.rename(done)
         return done

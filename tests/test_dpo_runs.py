@@ -60,7 +60,7 @@ FIGURES = [key for key in dpo.KEYS if key != "kl"]
 @pytest.mark.parametrize("setup", ["full, copied", "new adapter", "trained adapter", "t5 full", "t5 trained adapter"])
 def test_a_run_leaves_a_model_that_loads_its_curve_and_config(setup, request, pairs, tmp_path):
     fixture, changes = SETUPS[setup]
-    config = replace(STEPS, steps=8, watched=3, log_steps=2, **changes)
+    config = replace(STEPS, steps=8, n_watched=3, log_steps=2, **changes)
     dpo.train(config, pairs[:20], pairs[20:30], request.getfixturevalue(fixture), tmp_path)
     left = {path.name for path in tmp_path.iterdir()} - {"README.md"}  # the library's model card
     assert left == {"model", "metrics.jsonl", "config.json"}

@@ -322,8 +322,6 @@ def test_what_is_watched_is_a_share_of_the_problems_and_no_problem_is_on_both_si
     assert sorted(train + watched, key=items.index) == items
     assert [sorted(side, key=items.index) for side in (train, watched)] == [train, watched], "in their order"
     assert len(sides[1]) == int(len(set(ids)) * share)
-    pairs = [(x, x.problem) for x in items]
-    assert held_out_share(pairs, share, lambda pair: pair[1])[1] == [(x, x.problem) for x in watched]
 
 
 # --- settings ---

@@ -475,7 +475,7 @@ def test_the_frontier_is_drawn_through_unbeaten_rows_only():
 
 
 def test_preferences_are_drawn_as_lines_and_the_watched_as_dots_with_the_first_loss_marked():
-    loss, rewards, logps = plots.preference_curves({"a": PREFERRED}).axes
+    loss, rewards, logps = plots.preference_curves({"a": PREFERRED}, 0.6931).axes
     line, dots, first = loss.lines
     assert list(line.get_ydata()) == [0.69, 0.5] and list(dots.get_ydata()) == [0.6]
     assert first.get_ydata()[0] == pytest.approx(0.6931, abs=1e-4)
