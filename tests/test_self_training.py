@@ -41,7 +41,7 @@ def data():
 def plan(base, method="dpo_self_training", **changed):
     """Two rounds of a few steps from the untrained model at `base`."""
     choosing = preferences.Config(max_similarity=0.9)
-    labelling = replace(DRAWING, n_samples=3, seed=1)
+    labelling = replace(DRAWING, n_samples=3, temperature=1.5, seed=1)
     made = Plan(
         method, 2, replace(TUNING, model=str(base)), PREFERRING, choosing, DRAWING, labelling, watched_share=0.2
     )
@@ -244,7 +244,7 @@ def test_every_fine_tuning_starts_from_the_base_model_and_not_from_another_round
     found, _ = request.getfixturevalue(fixture)
     sft.train(replace(TUNING, model=str(base)), found[-1].learned, data().valid, tmp_path)
     assert weights(tmp_path / "model") == weights(found[-1].model)
-    assert len({weights(r.model) for r in found}) > 1, "a round learns something else"
+    assert len({weights(r.model) for r in found}) == 3, "each round learns something else"
 
 
 # --- what is learned ---
@@ -404,4 +404,4 @@ def test_a_finished_loop_does_nothing_again(base, tmp_path, monkeypatch):
     assert list(rounds(s.memo, how, data())) == first and {path: times(path) for path in work(tmp_path)} == before
     more = list(rounds(s.memo, replace(how, iterations=2), data()))
     assert more[:2] == first and {path: times(path) for path in before} == before, "a round more takes a round more"
-    assert len(work(tmp_path)) == len(before) + 1 + (more[2].learned != more[1].learned)
+    assert len(work(tmp_path)) == len(before) + 2
