@@ -84,6 +84,25 @@ def mean_interval(values: list[float], z: float = 1.96) -> tuple[float, float, f
     return mean, mean - half, mean + half
 
 
+# Student's t at 97.5 % for 1 to 10 degrees of freedom; more are treated as 10, which is a little too wide.
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def over_seeds(rows: list[dict]) -> list[dict]:
+    """The mean accuracy of each task, method and setting, with its 95 % t-interval over seeds (None for one seed)."""
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(json.dumps([row["task"], row["method"], row["setting"]]), []).append(row)
+    found = []
+    for group in groups.values():
+        values, row = [row["accuracy"] for row in group], {k: group[0][k] for k in ("task", "method", "setting")}
+        row |= {"seeds": len(values), "accuracy": statistics.fmean(values), "low": None, "high": None}
+        if len(values) > 1:
+            _, row["low"], row["high"] = mean_interval(values, T[min(len(values), 11) - 2])
+        found.append(row)
+    return found
+
+
 def evaluate(
     config: Config, problems: list[Problem] | list[Example], model_dir: str | Path, out_dir: str | Path
 ) -> None:
@@ -376,22 +395,3 @@ def side_by_side(predictions: list[dict], tests: dict[str, Problem], task: str, 
         if p["task"] == task:
             outputs.setdefault(p["problem"], {}).setdefault(p["label"], {"text": p["text"], "correct": p["correct"]})
     return [(tests[problem], found) for problem, found in outputs.items() if set(found) == methods][:n]
-
-
-def origin(stages: list[Path]) -> list[dict]:
-    """Where each stage's figures come from, read from its manifest: commit, date, device, packages."""
-    rows = []
-    for directory in stages:
-        manifest = json.loads((directory / "manifest.json").read_text())
-        packages = manifest["packages"]
-        rows.append(
-            {
-                "stage": manifest["stage"],
-                "commit": (manifest["code"]["commit"] or "unknown")[:10] + ("+" if manifest["code"]["changed"] else ""),
-                "started": manifest["started"],
-                "ended": manifest["ended"],
-                "device": json.loads((directory / "metrics.json").read_text()).get("device"),
-                "packages": f"torch {packages['torch']}, transformers {packages['transformers']}",
-            }
-        )
-    return rows

@@ -155,6 +155,25 @@ def begin(name: str, run: str = "default") -> Stage:
     return Stage(name, run, directory, live=True)
 
 
+def origin(stages: list[Path]) -> list[dict]:
+    """Where each stage's figures come from, read from its manifest: commit, date, device, packages."""
+    rows = []
+    for directory in stages:
+        manifest = json.loads((directory / "manifest.json").read_text())
+        packages = manifest["packages"]
+        rows.append(
+            {
+                "stage": manifest["stage"],
+                "commit": (manifest["code"]["commit"] or "unknown")[:10] + ("+" if manifest["code"]["changed"] else ""),
+                "started": manifest["started"],
+                "ended": manifest["ended"],
+                "device": json.loads((directory / "metrics.json").read_text()).get("device"),
+                "packages": f"torch {packages['torch']}, transformers {packages['transformers']}",
+            }
+        )
+    return rows
+
+
 def stop_reloading() -> None:
     """Have a notebook's kernel keep the modules that it loaded: what runs is what its memo keys name.
 

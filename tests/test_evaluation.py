@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lib import answers, evaluation, prompts
+from lib import answers, evaluation, prompts, stage
 from lib.errors import InputError
 from lib.evaluation import by_steps, evaluate, paired, paired_difference, pareto, result_row, side_by_side, wilson
 from lib.problems import make_problem, write_jsonl
@@ -532,6 +532,17 @@ def test_what_was_asked_with_the_calculator_is_compared_with_chains_asked_with_i
     ]
 
 
+def test_over_seeds_the_interval_is_students():
+    rows = [row_of("cot", "t", seed=seed, gold=5) | {"accuracy": x} for seed, x in enumerate((0.2, 0.3, 0.4))]
+    rows += [row_of("cot", "t", gold=6) | {"accuracy": 0.9}]
+    three, one = evaluation.over_seeds(rows)
+    assert (three["setting"], three["seeds"], one["seeds"]) == ({"gold": 5}, 3, 1)
+    assert three["accuracy"] == pytest.approx(0.3)
+    half = 4.303 * 0.1 / 3**0.5  # 97.5 % of Student's t with two degrees of freedom
+    assert (three["low"], three["high"]) == pytest.approx((0.3 - half, 0.3 + half))
+    assert one["accuracy"] == 0.9 and one["low"] is one["high"] is None
+
+
 # --- choosing among samples ---
 
 
@@ -673,11 +684,11 @@ def test_origin_names_commit_device_and_packages(tmp_path):
     }
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "metrics.json").write_text(json.dumps({"device": "CPU x86_64, 2 cores"}))
-    (row,) = evaluation.origin([tmp_path])
+    (row,) = stage.origin([tmp_path])
     assert row["commit"] == "0123456789+" and row["device"] == "CPU x86_64, 2 cores"
     assert row["packages"] == "torch 2.13.0, transformers 5.17.0"
     manifest["code"] = {"commit": None, "changed": None}
     (tmp_path / "metrics.json").write_text("{}")
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    (row,) = evaluation.origin([tmp_path])
+    (row,) = stage.origin([tmp_path])
     assert (row["commit"], row["device"]) == ("unknown", None)
