@@ -588,8 +588,9 @@ def test_samples_hold_wherever_their_annotations_have_a_value(wrong):
         found.append([g.text for g in generate(model, tokenizer, asked, 60, 1.3, **arguments)])
         counts.append(calculator.counts)
     assert found[0] == found[1] and counts[0] == counts[1]
-    holds, glued = judged(found[0], form), counts[0]["failed"].get("the token of = goes on otherwise", 0)
-    assert len(holds) > 40 and holds.count(False) <= glued < 5, "a token such as '= 6' writes a result of its own"
+    holds, failed = judged(found[0], form), counts[0]["failed"]
+    given_up = sum(failed.values()) - failed["closed without ="]  # say '= 6' as one token, or a bracket in a bracket
+    assert holds.count(True) > 40 and holds.count(False) <= min(given_up, 4)
     assert len(set(found[0])) > 12 and counts[0]["failed"], "too cold"
 
 
