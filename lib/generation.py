@@ -43,6 +43,7 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     batch_tokens: int = 16384,
+    reader=None,
 ) -> list[Generation]:
     """One completion for each prompt, in the order of `prompts`.
 
@@ -53,10 +54,11 @@ def generate(
                   rounding depends on the batch: where two tokens are all but equally good, that can decide.)
     calculator    a `decoding_calculator.Calculator`, which writes the results of annotations; it counts what it did
     batch_tokens  positions of a micro-batch at most, prompts and completions together (one row at least)
+    reader        how prompts are read, as `read` does by default; for a model that thinks before it writes
     """
     results: list[Generation | None] = [None] * len(prompts)
     arguments = (max_new_tokens, temperature, seed, indices, calculator, top_p, top_k, batch_tokens)
-    for rows, generations in stream(model, tokenizer, prompts, *arguments):
+    for rows, generations in stream(model, tokenizer, prompts, *arguments, reader=reader):
         for row, generation in zip(rows, generations, strict=True):
             results[row] = generation
     return results
@@ -75,6 +77,7 @@ def stream(
     top_k: int = 0,
     batch_tokens: int = 16384,
     done: int = 0,
+    reader=None,
 ) -> Iterator[tuple[list[int], list[Generation]]]:
     """`generate`, one micro-batch after another: yields (places in `prompts`, their completions).
 
@@ -99,7 +102,7 @@ def stream(
                 choose = Chooser(temperature, top_p, top_k, uniforms, model.device)
                 with torch.inference_mode():
                     asked = [(prompts[r], tokens[prompts[r]]) for r in rows]
-                    written = decode(model, tokenizer, asked, max_new_tokens, choose, calculator, bar)
+                    written = decode(model, tokenizer, asked, max_new_tokens, choose, calculator, bar, reader or read)
                 seconds = (time.perf_counter() - began) / len(rows)
                 ends = stop_ids(model, tokenizer)
                 yield (
@@ -174,7 +177,9 @@ class Chooser:
         self.uniforms = self.uniforms[rows]
 
 
-def decode(model, tokenizer, asked, max_new_tokens: int, choose: Chooser, calculator, bar: Bar) -> list[list[int]]:
+def decode(
+    model, tokenizer, asked, max_new_tokens: int, choose: Chooser, calculator, bar: Bar, read
+) -> list[list[int]]:
     """The new ids of each row, up to and with the one that ends it. `asked` holds (prompt, its ids) of each row."""
     import torch
 

@@ -16,6 +16,8 @@ PRESETS = {
     "llama_tiny": dict(family="llama", layers=4, width=128, heads=4),
     "llama_2x128": dict(family="llama", layers=2, width=128, heads=4),
     "llama_small": dict(family="llama", layers=8, width=256, heads=8),
+    "gpt2_4x256": dict(family="gpt2", layers=4, width=256, heads=8),
+    "gpt2_2x768": dict(family="gpt2", layers=2, width=768, heads=8),
     "flan_t5_tiny": dict(family="t5", layers=3, width=128, heads=4),
 }
 
@@ -85,7 +87,14 @@ def is_encoder_decoder(name: str) -> bool:
 
 def from_scratch(preset: str, tokenizer, dropout: float = 0.0):
     """A freshly initialised model of `preset` for `tokenizer`; call `seed_everything` first for a repeatable one."""
-    from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
 
     sizes = PRESETS[preset]
     ids = dict(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, vocab_size=len(tokenizer))
@@ -104,6 +113,10 @@ def from_scratch(preset: str, tokenizer, dropout: float = 0.0):
         )
         set_dropout(config, dropout)
         return LlamaForCausalLM(config)
+    if sizes["family"] == "gpt2":
+        config = GPT2Config(n_embd=width, n_layer=layers, n_head=heads, n_positions=1024, bos_token_id=None, **ids)
+        set_dropout(config, dropout)
+        return GPT2LMHeadModel(config)
     config = T5Config(
         d_model=width,
         d_kv=width // heads,
