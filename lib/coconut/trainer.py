@@ -79,7 +79,8 @@ class CurriculumCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in (logs or {}):
             loss = {"step": state.global_step, "stage": self.curriculum.stage.number, "loss": float(logs["loss"])}
-            self.curriculum.curve.append(loss | {"grad_norm": float(logs["grad_norm"])})
+            norm = {"grad_norm": float(logs["grad_norm"])} if "grad_norm" in logs else {}
+            self.curriculum.curve.append(loss | norm)
 
 
 def make_trainer(

@@ -74,3 +74,15 @@ def solve(question: str, modulus: int = 5) -> Problem | None:
     chain = tuple((o, int(n[1:])) for o, n in zip(rest[::2], rest[1::2], strict=True))
     fits = int(start[1:]) < modulus and all(move in operations(modulus) for move in chain)
     return problem(int(start[1:]), chain, modulus) if fits else None
+
+
+def answer_from(problem: Problem, steps: tuple[str, ...]) -> str:
+    """The answer of `problem` if its first results were `steps`: its remaining operations applied to the last of them.
+
+    What a change of one intermediate result must lead to.
+    """
+    value, modulus = int(steps[-1][1:]), problem.meta["modulus"]
+    rest = problem.question.removesuffix(" ?").split(" ")[1 + 2 * len(steps) :]
+    for operator, operand in zip(rest[::2], rest[1::2], strict=True):
+        value = apply(value, operator, int(operand[1:]), modulus)
+    return str(value)
