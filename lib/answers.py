@@ -1,7 +1,8 @@
 """The one arbiter of correctness: what a text answers, whether that is right, and whether its steps hold.
 
 Every method, every metric and every filter asks here. Knows no model and no task by name, only three kinds of answer
-(number, truth value, text) and two kinds of step (an annotation `<<expression=value>>`, or a step with one right form).
+(number, truth value, text) and three kinds of step (an annotation `<<expression=value>>`, a step with one right form,
+or a step of a proof from the question's premises: lib.proofs).
 """
 
 import re
@@ -9,7 +10,7 @@ from fractions import Fraction
 from itertools import zip_longest
 from typing import NamedTuple
 
-from lib import calculator
+from lib import calculator, proofs
 from lib.problems import Problem
 
 MARKER = "####"
@@ -135,11 +136,18 @@ def check_steps(problem: Problem, text: str) -> list[Step]:
 
     Arithmetic chains: every annotation of the text. Where each step has one right form (`meta["exact_steps"]`, as in
     modular_chain and multiplication): every line but those with `####` against the problem's own, none left out.
+    Proofs (`meta["proof"]`, as in prosqa and prontoqa): every such line against the premises of the question, any way
+    from what is asked to the answer being right; a last, empty step says what is lacking where the chain ends early.
     """
     body = chain(text)
-    if not problem.meta.get("exact_steps"):
+    kind = problem.meta.get("proof")
+    if not (kind or problem.meta.get("exact_steps")):
         return [check_annotation(*pair) for pair in annotations(body)]
     lines = [line.strip() for line in body.split("\n") if line.strip() and MARKER not in line]
+    if kind:
+        reasons, lacking = proofs.check(kind, problem.question, problem.answer, lines)
+        steps = [Step(line, reason is None, reason) for line, reason in zip(lines, reasons, strict=True)]
+        return steps + ([Step("", False, lacking)] if lacking else [])
     steps = []
     for line, expected in zip_longest(lines, problem.steps):
         if line is None:

@@ -25,9 +25,10 @@ class Problem:
     steps     the chain of thought, one string a step; arithmetic steps hold `<<expression=value>>`
     answer    the final answer as text, without the `####` in front
     source    the task it belongs to, such as "word_problems" (see lib.tasks)
-    meta      what else the source needs, such as a modulus; JSON values only. Two keys are known everywhere:
+    meta      what else the source needs, such as a modulus; JSON values only. Known everywhere are
               "canonical", the form that decides the split: problems that are the same but for the order of
-              commuting operands share it; "exact_steps", true where each step has one right form
+              commuting operands share it; "exact_steps", true where each step has one right form; "proof", the
+              kind of proof that the steps are (lib.proofs); "answer_kind", "text" where no number is expected
     """
 
     id: str
@@ -121,6 +122,21 @@ def read_json_lines(path: str | Path) -> Iterable[tuple[str, object]]:
             raise InputError(f"{where}: not valid JSON ({error.msg} at column {error.colno}).") from None
         except (RecursionError, ValueError) as error:  # nested too deep, or a number of too many digits
             raise InputError(f"{where}: JSON that cannot be held ({error}).") from None
+
+
+def read_json(path: str | Path) -> object:
+    """The value that a JSON file holds; InputError where there is no such file or it is not JSON in UTF-8."""
+    try:
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}; check the path.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text at byte {error.start}; save the file as UTF-8.") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise InputError(f"{path}: not valid JSON ({error.msg} at {place}); mend it there.") from None
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number of too many digits
+        raise InputError(f"{path}: JSON that cannot be held ({error}); check the file.") from None
 
 
 def read_jsonl(path: str | Path) -> list[Problem]:

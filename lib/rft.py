@@ -55,7 +55,7 @@ def equations(problem: Problem, text: str) -> tuple[str, ...]:
 
     3+4 and 4+3 are two paths, and so are two orders of the same equations: the authors want it so.
     """
-    if problem.meta.get("exact_steps"):
+    if problem.meta.get("exact_steps") or problem.meta.get("proof"):
         return tuple(" ".join(line.split()) for line in answers.chain(text).split("\n") if line.strip())
     return tuple(f"{a}={b}".replace(" ", "") for a, b in answers.annotations(answers.chain(text)))
 

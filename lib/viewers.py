@@ -41,7 +41,7 @@ def solution(problem: Problem, text: str | None = None) -> Html:
     def mark(step: answers.Step, text: str) -> str:
         return badge(text, GOOD if step.ok else BAD, step.reason or "holds")
 
-    if problem.meta.get("exact_steps"):  # each line is a step
+    if problem.meta.get("exact_steps") or problem.meta.get("proof"):  # each line is a step
         shown = "".join(f"{mark(step, step.text)}\n" for step in checked)
     else:  # each annotation is one
         shown, at = "", 0

@@ -16,11 +16,11 @@ import pytest
 from lib import answers, calculator, evaluation, preferences, problems, rft, selection
 from lib.errors import InputError
 from lib.lessons import check as lessons
-from lib.lessons import lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_09
+from lib.lessons import lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_07, lesson_09
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LESSONS = (lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_09)
+LESSONS = (lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_07, lesson_09)
 EXERCISES = {number: exercise for lesson in LESSONS for number, exercise in lesson.EXERCISES.items()}
 
 

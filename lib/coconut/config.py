@@ -1,20 +1,21 @@
 """Every setting of Coconut and its controls, and which method is which. Knows no torch."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields, replace
 
 from lib.errors import InputError
 from lib.models import check_dtype
 
-# method: (has a curriculum, has latent positions, where their inputs come from unless config.source says)
+# method: (has a curriculum, has latent positions, feeds them the states before them)
 METHODS = {
-    "cot": (False, False, None),
-    "answer_only": (False, False, None),
-    "coconut": (True, True, "last_hidden"),
-    "coconut_jacobi": (True, True, "last_hidden"),
-    "coconut_no_thought": (True, False, None),
-    "coconut_no_curriculum": (False, True, "last_hidden"),
-    "coconut_pause_as_thought": (True, True, "pause"),
-    "coconut_pause_token": (False, True, "pause"),
+    "cot": (False, False, False),
+    "answer_only": (False, False, False),
+    "coconut": (True, True, True),
+    "coconut_jacobi": (True, True, True),
+    "coconut_no_thought": (True, False, False),
+    "coconut_no_curriculum": (False, True, True),
+    "coconut_pause_as_thought": (True, True, False),
+    "coconut_pause_token": (False, True, False),
 }
 SOURCES = (
     "last_hidden normalised second_to_last middle suppressed suppressed_added soft_token projection mlp pause"
@@ -27,7 +28,10 @@ class Config:
 
     model              a preset of lib.models (from scratch), a model directory or a hub id
     method             one of METHODS
-    source             what a thought is made from (lib.coconut.sources); empty: as the method says
+    source             what a thought is made from (lib.coconut.sources), in methods that feed states back; published is
+                       "last_hidden"; "normalised" is the same at the size of a token's embedding
+    markers            <start> and <end> around the thoughts, as published. Without them a thought stands where the
+                       step's first token stood, and the position before already says what that would have been
     c_thought          thoughts for each step of text that they replace
     max_latent_stage   steps replaced one by one, stage by stage; problems with more lose the rest in one last stage
     pad_latent_to_max  in that last stage all problems get c_thought * max_latent_stage thoughts (else as many as their
@@ -37,20 +41,21 @@ class Config:
     mix_from           "earlier": of the stages before; "all": a number of steps drawn from 0 to all, as published
     one_at_a_time      with c_thought above 1: thoughts are added one by one, each in a stage of its own
     steps              optimizer steps in all, the same for every method (0: as many as num_epochs holds)
-    stage_steps        steps of a stage before the last, at most
-    switch_at          a stage ends once this share of validation problems is written out right (0: never early)
+    switch_at          a stage ends once this share of validation problems is written out right (0: never early), and at
+                       the latest when its equal share of all steps is over, so that every method sees every stage
     check_steps        steps between two looks at the validation problems
     num_epochs, epochs_per_stage, first_epoch   the published way: stages by epochs, some of them left out
     reset_optimizer    "never"; at each new "stage"; at each "epoch", as the published code does
     learning_rate      reached after warmup_steps, constant, then down to 0 in the last decay_steps
     max_grad_norm      gradients are clipped to this norm (0: never)
     answer_prefix      stands before the answer ("### " in the published data)
-    init_from          the text whose tokens the markers' embeddings start as; empty: the mean of all
+    init_from          the text whose tokens the embeddings of <latent> and the markers start as; empty: the mean of all
     """
 
     model: str = "llama_2x128"
     method: str = "coconut"
-    source: str = ""
+    source: str = "normalised"
+    markers: bool = False
     c_thought: int = 1
     max_latent_stage: int = 4
     pad_latent_to_max: bool = True
@@ -58,15 +63,14 @@ class Config:
     mix: float = 0.3
     mix_from: str = "earlier"
     one_at_a_time: bool = True
-    steps: int = 900
-    stage_steps: int = 250
-    switch_at: float = 0.98
+    steps: int = 1100
+    switch_at: float = 0.97
     check_steps: int = 25
     num_epochs: int = 0
     epochs_per_stage: int = 0
     first_epoch: int = 0
     reset_optimizer: str = "never"
-    batch_size: int = 128
+    batch_size: int = 64
     accumulation: int = 1
     learning_rate: float = 1e-3
     warmup_steps: int = 50
@@ -89,14 +93,13 @@ class Config:
         check_dtype(self.dtype)
         for name, known in {
             "method": METHODS,
-            "source": ("", *SOURCES),
+            "source": SOURCES,
             "mix_from": ("earlier", "all"),
             "reset_optimizer": ("never", "stage", "epoch"),
         }.items():
             if getattr(self, name) not in known:
-                named = ", ".join(value for value in known if value)
-                raise InputError(f"Unknown {name} {getattr(self, name)!r}; use {named}.")
-        for name in ("c_thought", "batch_size", "accumulation", "check_steps", "max_length", "stage_steps"):
+                raise InputError(f"Unknown {name} {getattr(self, name)!r}; use {', '.join(known)}.")
+        for name in ("c_thought", "batch_size", "accumulation", "check_steps", "max_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
         for name in ("max_latent_stage", "steps", "num_epochs", "epochs_per_stage", "first_epoch", "jacobi_passes"):
@@ -107,6 +110,8 @@ class Config:
                 raise InputError(f"{name} is a share from 0 to 1, not {getattr(self, name)}.")
         if not (self.steps or self.num_epochs):
             raise InputError("How long to train? Give steps, or num_epochs.")
+        if self.has_curriculum and not (self.steps or self.epochs_per_stage):
+            raise InputError("A curriculum by epochs needs epochs_per_stage; give it, or steps.")
         if self.batch_size % self.accumulation:
             raise InputError(f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}.")
 
@@ -123,4 +128,25 @@ class Config:
     @property
     def thought_source(self) -> str | None:
         """What the inputs of latent positions are made from; None where there are none."""
-        return (self.source or METHODS[self.method][2]) if self.has_latents else None
+        if METHODS[self.method][2]:
+            return self.source
+        return "pause" if self.has_latents else None
+
+
+def varied(config: Config, changes: str) -> Config:
+    """`config` with some settings changed, written "mix=0 markers=true". Raises InputError for what is no setting."""
+    known = {field.name: getattr(config, field.name) for field in fields(Config)}
+    found = {}
+    for change in changes.split():
+        name, equals, text = change.partition("=")
+        if name not in known or not equals:
+            raise InputError(f"{change!r} is no change of a setting; write name=value, with one of {', '.join(known)}.")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        kind = float if isinstance(known[name], float) and type(value) is int else type(known[name])
+        if known[name] is not None and type(kind(value) if kind is float else value) is not kind:
+            raise InputError(f"{name} must be a {kind.__name__}, found {text!r}.")
+        found[name] = kind(value) if kind is float else value
+    return replace(config, **found)

@@ -21,7 +21,7 @@ from lib import models
 from lib.coconut import sources
 from lib.coconut.config import Config
 from lib.coconut.schedule import Stage
-from lib.coconut.sequences import MARKERS
+from lib.coconut.sequences import LATENT, MARKERS
 from lib.errors import InputError
 
 
@@ -29,12 +29,12 @@ class Coconut(nn.Module):
     """A causal language model of the library, and where its thoughts come from.
 
     model    any causal model whose backbone takes `inputs_embeds` and a cache (GPT-2, Llama, Qwen2, ...)
-    markers  ids of <start>, <end>, <latent>; None for methods without latent positions
+    markers  ids of <start>, <end> (None: no markers) and <latent>; None for methods without latent positions
     source   one of config.SOURCES; None without latent positions
     passes   None: one pass a thought; else that many refinements of all thoughts at once (Jacobi; cf. 2506.18582)
     """
 
-    def __init__(self, model, markers: tuple[int, int, int] | None, source: str | None, passes: int | None = None):
+    def __init__(self, model, markers: tuple | None, source: str | None, passes: int | None = None):
         super().__init__()
         if model.config.is_encoder_decoder:
             raise InputError("Continuous thoughts need a causal language model; an encoder-decoder was given.")
@@ -136,28 +136,31 @@ class Coconut(nn.Module):
         return directory
 
 
-def add_markers(model, tokenizer, init_from: str = "") -> tuple[int, int, int]:
-    """Give tokenizer and model the markers, where they have none yet; returns the ids of <start>, <end>, <latent>.
+def add_tokens(model, tokenizer, markers: bool, init_from: str = "") -> tuple:
+    """Give tokenizer and model the token <latent>, and <start> and <end> if asked, where they have none yet.
 
+    Returns the ids of <start>, <end> (None without markers) and <latent>.
     Their embeddings (and rows of an untied head) start as the mean of those of the tokens of `init_from`, or of all.
     """
-    there = all(token in tokenizer.get_vocab() for token in MARKERS)
-    ids = tuple(models.add_special_tokens(model, tokenizer, list(MARKERS)))
+    named = list(MARKERS) if markers else [LATENT]
+    there = all(token in tokenizer.get_vocab() for token in named)
+    ids = models.add_special_tokens(model, tokenizer, named)
+    found = (*ids,) if markers else (None, None, *ids)
     if there or not init_from:
-        return ids
+        return found
     pieces = tokenizer(init_from, add_special_tokens=False)["input_ids"]
     tables = [model.get_input_embeddings().weight]
     if model.get_output_embeddings().weight is not tables[0]:
         tables.append(model.get_output_embeddings().weight)
     with torch.no_grad():
         for table in tables:
-            table[list(ids)] = table[pieces].mean(0)
-    return ids
+            table[ids] = table[pieces].mean(0)
+    return found
 
 
 def wrap(config: Config, model, tokenizer) -> Coconut:
-    """The engine of config.method around a language model, which gets the markers if the method has latents."""
-    markers = add_markers(model, tokenizer, config.init_from) if config.has_latents else None
+    """The engine of config.method around a language model, which gets its tokens if the method has latents."""
+    markers = add_tokens(model, tokenizer, config.markers, config.init_from) if config.has_latents else None
     passes = config.jacobi_passes if config.method == "coconut_jacobi" else None
     return Coconut(model, markers, config.thought_source, passes)
 

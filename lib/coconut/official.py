@@ -5,6 +5,7 @@ data files, JSON lists of {question, steps, answer}, are read by lib.tasks: gsm8
 and quirks: the authors' repository at 27273cb, and 8bfe3b7 of "Reasoning by superposition" for the symbol task.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,7 @@ PRESETS: dict[str, dict] = {
     "prosqa_symbol": dict(epochs_per_stage=25, max_latent_stage=4, num_epochs=300, uniform_prob=0.1)
     | dict(reset_optimizer=False, model_id="gpt2_2x768", batch_size_training=64),
 }
+STAGED = ("coconut", "coconut_no_thought")  # methods with stages by epoch
 GPUS = 4  # the published batch is a batch a GPU, on four of them (the symbol task: 128 on two)
 
 
@@ -116,7 +118,7 @@ def read(source: str | Path, gpus: int = GPUS) -> Official:
         return translate(PRESETS[str(source)], str(source), gpus)
     try:
         values = yaml.safe_load(Path(source).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except Exception as error:  # the library raises many kinds for a broken file
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"Cannot read {source} ({reason}); give a YAML file or one of {', '.join(PRESETS)}.") from None
     if not isinstance(values, dict):
@@ -125,20 +127,17 @@ def read(source: str | Path, gpus: int = GPUS) -> Official:
 
 
 def translate(values: dict, where: str, gpus: int = GPUS) -> Official:
-    """The keys of a published file as our settings."""
+    """The keys of a published file as our settings. Raises InputError where they make none."""
     if unknown := [key for key in values if key not in KEYS]:
-        raise InputError(f"{where}: unknown key {unknown[0]!r}; the published keys are {', '.join(KEYS)}.")
+        raise InputError(f"{where}: unknown key {short(unknown[0])}; the published keys are {', '.join(KEYS)}.")
     v = DEFAULTS | {key: checked(key, value, where) for key, value in values.items()}
-    chosen = [mode for mode in ("coconut", "cot", "no_thoughts", "no_cot") if v[mode]]
-    if len(chosen) != 1 and chosen != ["coconut", "no_thoughts"]:
-        raise InputError(f"{where}: set exactly one of coconut, cot, no_thoughts, no_cot; found {chosen or 'none'}.")
-    method = dict(coconut="coconut", cot="cot", no_thoughts="coconut_no_thought", no_cot="answer_only")[chosen[-1]]
-    if method == "coconut" and v["c_thought"] < 1:
-        raise InputError(f"{where}: coconut needs c_thought of at least 1, not {v['c_thought']}.")
-    staged, accumulation = method in ("coconut", "coconut_no_thought"), v["gradient_accumulation_steps"]
-    config = Config(
+    method, accumulation = method_of(v, where), v["gradient_accumulation_steps"]
+    staged = method in STAGED
+    settings = dict(
         model=v["model_id"],
         method=method,
+        source="last_hidden",
+        markers=True,
         c_thought=max(1, v["c_thought"]),
         max_latent_stage=v["max_latent_stage"],
         pad_latent_to_max=v["pad_latent_to_max"],
@@ -165,39 +164,73 @@ def translate(values: dict, where: str, gpus: int = GPUS) -> Official:
         dtype="bfloat16" if v["bf16"] else "float32",
         seed=v["seed"],
     )
+    try:
+        config = Config(**settings)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+    def path_of(key: str) -> str:
+        return "" if v.get(key, "None") == "None" else v[key]
+
     stage = v["resume"] // max(1, v["epochs_per_stage"]) if staged else 0
     return Official(
         config=config,
         stage=stage,
         thoughts=config.c_thought * min(stage, config.max_latent_stage) if config.has_latents else 0,
-        weights="" if v["load_model_path"] == "None" else v["load_model_path"],
+        weights=path_of("load_model_path"),
         only_eval=v["only_eval"],
-        train_path=v.get("train_path", ""),
-        val_path=v.get("val_path", ""),
+        train_path=path_of("train_path"),
+        val_path=path_of("val_path"),
         debug=v["debug"],
         every_epoch=not v["save_only_improve"],
     )
 
 
+def method_of(v: dict, where: str) -> str:
+    """The method that the switches of a published file mean. Raises InputError where they or its epochs make none."""
+    chosen = [mode for mode in ("coconut", "cot", "no_thoughts", "no_cot") if v[mode]]
+    if len(chosen) != 1 and chosen != ["coconut", "no_thoughts"]:
+        raise InputError(f"{where}: set exactly one of coconut, cot, no_thoughts, no_cot; found {chosen or 'none'}.")
+    method = dict(coconut="coconut", cot="cot", no_thoughts="coconut_no_thought", no_cot="answer_only")[chosen[-1]]
+    if method == "coconut" and v["c_thought"] < 1:
+        raise InputError(f"{where}: coconut needs c_thought of at least 1, not {v['c_thought']}.")
+    if method in STAGED and v["epochs_per_stage"] < 1:
+        raise InputError(f"{where}: stages need epochs_per_stage of at least 1, not {v['epochs_per_stage']}.")
+    if v["resume"] >= v["num_epochs"] and not v["only_eval"]:
+        raise InputError(f"{where}: resume {v['resume']} leaves none of num_epochs {v['num_epochs']} to train.")
+    return method
+
+
 def checked(key: str, value: object, where: str) -> object:
-    """The value of a key, of the type that it should have; "1e-4" is a number here, as YAML reads it as text."""
+    """The value of a key, of the type that it should have; "1e-4" is a number here, as YAML reads it as text.
+
+    Raises InputError for another type, and for numbers below 0 or without end.
+    """
     kind = KEYS[key]
     if value is None and kind is str:
         return "None"
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             value = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InputError(f"{where}: {key} must be a {kind.__name__}, found {value!r}.")
+        raise InputError(f"{where}: {key} must be a {kind.__name__}, found {short(value)}.")
+    if kind in (int, float) and not 0 <= value < math.inf:
+        raise InputError(f"{where}: {key} must be a finite number of at least 0, found {short(value)}.")
     return value
+
+
+def short(value: object) -> str:
+    """A value as a sentence can hold it."""
+    shown = f"a {type(value).__name__}" if isinstance(value, (list, dict)) else " ".join(repr(value).split())
+    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def load_checkpoint(model, path: str | Path) -> None:
     """Load a published checkpoint (a state dict, its keys with or without `base_causallm.`) into `model`, in place.
 
-    The model must have the markers already (`engine.add_markers`), in the published order. Nothing is unpickled but
+    The model must have the markers already (`engine.add_tokens`), in the published order. Nothing is unpickled but
     tensors. Raises InputError where a name or a shape does not fit.
     """
     import torch
@@ -208,23 +241,30 @@ def load_checkpoint(model, path: str | Path) -> None:
     except Exception as error:  # the library raises many kinds for a broken file
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"Cannot read the checkpoint {path} ({reason}); give a state dict saved by torch.") from None
-    own = model.state_dict()
-    state = {name: value for name, value in state.items() if not name.startswith("embedding.")}
+    own, table = model.state_dict(), model.get_input_embeddings().weight
+    if "embedding.weight" not in own:
+        state.pop("embedding.weight", None)  # the published wrapper's second name for the embeddings
+    shared = [name for name in own if own[name].data_ptr() == table.data_ptr()]  # a tied head is among them
+    given = [state[name] for name in shared if name in state]
+    missing = [name for name in own if name not in state and not (name in shared and given)]
+    unknown = [name for name in state if name not in own]
+    if missing or unknown:
+        raise InputError(
+            f"{path}: {len(missing)} weights are missing ({named(missing)}) and {len(unknown)} are unknown "
+            f"({named(unknown)}); is it this model?"
+        )
     for name, value in state.items():
-        if name in own and value.shape != own[name].shape:
+        if getattr(value, "shape", None) != own[name].shape:
+            found = tuple(value.shape) if hasattr(value, "shape") else "none"
             raise InputError(
-                f"{path}: {name} has the shape {tuple(value.shape)}, the model wants {tuple(own[name].shape)}; "
+                f"{path}: {name} has the shape {found}, the model wants {tuple(own[name].shape)}; "
                 "is it a checkpoint of this model, with its three added tokens?"
             )
-    found = model.load_state_dict(state, strict=False)
-    missing = [name for name in found.missing_keys if not (name.startswith("lm_head") and model_is_tied(model))]
-    if missing or found.unexpected_keys:
-        raise InputError(
-            f"{path}: {len(missing)} weights are missing ({', '.join(missing[:2])}) and "
-            f"{len(found.unexpected_keys)} are unknown ({', '.join(found.unexpected_keys[:2])}); is it this model?"
-        )
+    if any(not torch.equal(value, given[0]) for value in given[1:]):
+        raise InputError(f"{path}: its head differs from its embeddings, which the model shares; is it this model?")
+    model.load_state_dict(state, strict=False)
 
 
-def model_is_tied(model) -> bool:
-    """Do embeddings and head share their weights?"""
-    return model.get_input_embeddings().weight is model.get_output_embeddings().weight
+def named(names: list[str]) -> str:
+    """The first two of some names."""
+    return short(", ".join(map(str, names[:2]))) if names else "none"

@@ -88,7 +88,12 @@ def stage_of_epoch(config: Config, known: list[Stage], epoch: int) -> int:
     return places[-1] if places else 0
 
 
-def table(config: Config, longest: int, steps_an_epoch: int = 0) -> list[dict]:
+def deadline(config: Config, known: list[Stage], at: int) -> int:
+    """The step by which the stage known[at] ends at the latest: every stage has an equal share of all steps."""
+    return config.steps * (at + 1) // len(known)
+
+
+def table(config: Config, longest: int) -> list[dict]:
     """The schedule as rows to print before training: what each stage leaves out, thinks, mixes in, and when it ends."""
     known = stages(config, longest)
     rows = []
@@ -102,8 +107,8 @@ def table(config: Config, longest: int, steps_an_epoch: int = 0) -> list[dict]:
         elif last:
             ends = "at the end of training"
         else:
-            early = f", or once {config.switch_at:.0%} are right" if config.switch_at else ""
-            ends = f"after {config.stage_steps} steps{early}"
+            early = f"once {config.switch_at:.0%} are right, " if config.switch_at else ""
+            ends = f"{early}by step {deadline(config, known, place)}"
         rows.append(
             {
                 "stage": stage.number,

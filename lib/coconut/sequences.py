@@ -1,7 +1,8 @@
 """Problems as token rows, and rows as batches. Knows the schedule's numbers, no model; torch only in `make_batch`.
 
-question \n · <start> · <latent> ×n · <end> · steps left, each with \n · #### answer · <eos>
-labels -100 up to <end>, then the ids themselves: no model is ever taught to end its own thoughts
+    question \\n · [<start>] · <latent> ×n · [<end>] · steps left, each with \\n · #### answer · <eos>
+
+Labels are -100 up to there, then the ids themselves: no model is ever taught to end its own thoughts.
 """
 
 from lib import prompts
@@ -46,18 +47,18 @@ def keep_short(config: Config, encoded: list[dict]) -> list[dict]:
     return kept
 
 
-def row(encoded: dict, skip: int, thoughts: int, markers: tuple[int, int, int] | None) -> dict:
+def row(encoded: dict, skip: int, thoughts: int, markers: tuple | None) -> dict:
     """One problem with its first `skip` steps left out and `thoughts` latent positions in their place.
 
-    markers   ids of <start>, <end>, <latent>; None: no latent positions, no markers around them
-    {"input_ids", "labels", "first": column of the first latent (or of <end>, if none), "thoughts"}
+    markers   ids of <start>, <end>, <latent>, the first two None where there are none; None: no latent positions
+    {"input_ids", "labels", "first": column of the first latent (or of what comes next, if none), "thoughts"}
     """
     before = list(encoded["question"])
     middle = []
     if markers is not None:
         start, end, latent = markers
-        before.append(start)
-        middle = [*[latent] * thoughts, end]
+        before += [start] if start is not None else []
+        middle = [*[latent] * thoughts, *([end] if end is not None else [])]
     rest = [i for step in encoded["steps"][skip:] for i in step] + encoded["answer"]
     return {
         "input_ids": [*before, *middle, *rest],

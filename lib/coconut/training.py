@@ -21,15 +21,14 @@ CURRICULUM = "curriculum.json"
 
 @dataclass
 class Curriculum:
-    """Where a training stands: its stages, the place in them, the step at which that one began, and the curve."""
+    """Where a training stands: its stages, the place in them, and the curve so far."""
 
     config: Config
     known: list[schedule.Stage]
     encoded: list[dict]
-    markers: tuple[int, int, int] | None
+    markers: tuple | None
     pad_id: int
     at: int = 0
-    since: int = 0
     curve: list[dict] = field(default_factory=list)
 
     @property
@@ -53,20 +52,18 @@ class Curriculum:
             self.at = schedule.stage_of_epoch(config, self.known, config.first_epoch + int(epoch + 1e-6))
         elif self.at < len(self.known) - 1:
             done = config.switch_at and right is not None and right >= config.switch_at
-            self.at += bool(done or step - self.since >= config.stage_steps)
-        if self.at != before:
-            self.since = step
+            self.at += bool(done or step >= schedule.deadline(config, self.known, self.at))
         return self.at != before
 
     def save(self, directory: Path) -> None:
         """Into a checkpoint."""
-        state = {"at": self.at, "since": self.since, "curve": self.curve}
+        state = {"at": self.at, "curve": self.curve}
         (directory / CURRICULUM).write_text(json.dumps(state))
 
     def restore(self, directory: Path) -> None:
         """From a checkpoint."""
         state = json.loads((directory / CURRICULUM).read_text())
-        self.at, self.since, self.curve = state["at"], state["since"], state["curve"]
+        self.at, self.curve = state["at"], state["curve"]
 
 
 def load(config: Config, problems: list[Problem]):

@@ -7,16 +7,17 @@ from lib.problems import Problem, read_jsonl, split
 from lib.tasks import benchmarks
 
 DATA = Path(__file__).parents[2] / "data"
-SOURCES = ("word_problems", "modular_chain", "addition", "multiplication", "gsm8k")
+SOURCES = ("word_problems", "modular_chain", "addition", "multiplication", "prosqa", "prontoqa", "gsm8k")
 
 
 def load(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[Problem]]:
     """{"train", "valid", "test"}: the problems of a source, from a file where one is named or lies in data/.
 
-    path   a file of that source: the published form for addition, multiplication, gsm8k; else JSON Lines of problems;
-           empty: generate (gsm8k: look in data/gsm8k, then on the hub)
+    path   a file of that source: the published form for addition, multiplication, prosqa, prontoqa, gsm8k; else JSON
+           Lines of problems; empty: generate (gsm8k: look in data/gsm8k, then on the hub)
     n      how many to generate where nothing is read
-    sizes  min_steps, max_steps, max_number; n_operations, modulus; n_digits: each generator takes its own
+    sizes  min_steps, max_steps, max_number; n_operations, modulus; n_digits; graphs, graph_form, n_nodes, min_hops,
+           max_hops (prosqa); n_hops (prontoqa): each generator takes its own
     A source that was published with a test split keeps it, and its training split is cut 90/10 for validation; all else
     is split 80/10/10. Raises InputError for an unknown source or a file that cannot be read.
     """
@@ -48,6 +49,17 @@ def find(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[P
 
         operator = "+" if source == "addition" else "*"
         return split(arithmetic.read(path) if path else arithmetic.generate(n, operator, sizes["n_digits"], seed))
+    if source == "prosqa":
+        from lib.tasks import prosqa
+
+        if path:
+            return split(prosqa.read(path))
+        own = [sizes[key] for key in ("graphs", "graph_form", "n_nodes", "min_hops", "max_hops")]
+        return split(prosqa.generate(n, *own, seed))
+    if source == "prontoqa":
+        from lib.tasks import prontoqa
+
+        return split(prontoqa.read(path) if path else prontoqa.generate(n, sizes["n_hops"], seed))
     if path:
         problems = read_jsonl(path)
         if other := {p.source for p in problems} - {source}:

@@ -1,21 +1,23 @@
 """GSM8K: grade-school word problems by people, from a local file or, where there is a network, from the hub.
 
-Two local forms are read. JSON Lines, as published:
+Three local forms are read. JSON Lines, as published:
 
     {"question": "Ben packs ...", "answer": "Six trays hold 6*4=<<6*4=24>>24 jars.\\n... <<24-5=19>>19 ...\\n#### 19"}
 
-and the GSM8k-Aug text form, one problem a line: `question||<<6*4=24>> <<24-5=19>> #### 19`. Never train on one and
-test on the other: every validation question of GSM8k-Aug is in GSM8K's training file.
+the GSM8k-Aug text form, one problem a line: `question||<<6*4=24>> <<24-5=19>> #### 19`; and Coconut's preprocessing of
+that, one JSON list of {"question", "steps": ["<<6*4=24>>", "<<24-5=19>>"], "answer": "19"}. Never train on one and test
+on the other: every validation question of GSM8k-Aug is in GSM8K's training file.
 """
 
 import re
 from pathlib import Path
 
 from lib.errors import InputError
-from lib.problems import Problem, make_problem, read_json_lines, read_lines
+from lib.problems import Problem, make_problem, read_json, read_json_lines, read_lines
 
 HUB = "openai/gsm8k"
 PIECE = re.compile(r"<<.*?>>|\S+")  # a step with a blank inside is one piece
+HALF = re.compile("[\ud800-\udfff]")  # half a character, which JSON can hold and no file can
 
 
 def parse_record(record: object, where: str) -> Problem:
@@ -38,8 +40,23 @@ def parse_aug(line: str, where: str) -> Problem:
     return make_problem(question.strip(), PIECE.findall(chain), answer.strip(), "gsm8k")
 
 
+def parse_steps(record: object, where: str) -> Problem:
+    """A Problem from one object of Coconut's preprocessed form, whose steps are a list already."""
+    question, steps, answer = (
+        map(record.get, ("question", "steps", "answer")) if isinstance(record, dict) else [None] * 3
+    )
+    texts = [question, answer, *steps] if isinstance(steps, list) else [None]
+    if not all(isinstance(text, str) and text.strip() and not HALF.search(text) for text in texts):
+        raise InputError(f'{where}: expected the texts "question" and "answer" and a list of texts "steps"; mend it.')
+    return make_problem(question.strip(), [step.strip() for step in steps], answer.strip(), "gsm8k")
+
+
 def read(path: str | Path) -> list[Problem]:
-    """The problems of one local file: `.txt` is the GSM8k-Aug form, anything else JSON Lines."""
+    """The problems of one local file: `.txt` is the GSM8k-Aug form, a list in `.json` Coconut's, else JSON Lines."""
+    _, first = next(iter(read_lines(path)), ("", ""))
+    if Path(path).suffix == ".json" and first.lstrip().startswith("["):
+        records = read_json(path)
+        return [parse_steps(record, f"{path}, item {number}") for number, record in enumerate(records, 1)]
     if Path(path).suffix == ".txt":
         return [parse_aug(line, where) for where, line in read_lines(path)]
     return [parse_record(record, where) for where, record in read_json_lines(path)]

@@ -13,17 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-
-def ratio(fast, slow, pairs: int = 5) -> float:
-    """Median of (seconds of slow) / (seconds of fast) over alternating pairs, after one warm-up of each."""
-
-    def seconds(work) -> float:
-        began = time.perf_counter()
-        work()
-        return time.perf_counter() - began
-
-    seconds(fast), seconds(slow)
-    return statistics.median(seconds(slow) / seconds(fast) for _ in range(pairs))
+from tests.bench import coconut  # noqa: E402
+from tests.bench.timing import entry, ratio  # noqa: E402
 
 
 def trained(folder: Path):
@@ -152,18 +143,6 @@ def calculator_hostile(folder: Path) -> dict:
     return entry("calculator_hostile_annotation", worst / 1e-3, 1, "1 ms", what, better="lower", pairs=20)
 
 
-def entry(
-    name: str, ratio: float, bar: float, baseline: str, what: str, better: str = "higher", pairs: int = 5
-) -> dict:
-    """One line of bench.json."""
-    import torch
-
-    threads = torch.get_num_threads()
-    return dict(
-        name=name, ratio=ratio, bar=bar, better=better, baseline=baseline, what=what, threads=threads, pairs=pairs
-    )
-
-
 def memo_found(folder: Path) -> dict:
     """A training that was done before, found by its key, against doing it."""
     from lib import sft, stage
@@ -190,6 +169,7 @@ BENCHES = (
     calculator_bookkeeping,
     calculator_hostile,
     memo_found,
+    *coconut.ALL,
 )
 
 
