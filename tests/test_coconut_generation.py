@@ -46,7 +46,7 @@ def learned(tiny_llama, chains, tmp_path_factory):
     """The directory of a coconut that learned 16 chains by heart, with markers and the published answer prefix."""
     out_dir = tmp_path_factory.mktemp("learned")
     config = Config(model=str(tiny_llama), markers=True, answer_prefix="### ", max_latent_stage=3, batch_size=16)
-    config = replace(config, steps=140, stage_steps=30, switch_at=0.9, check_steps=10, learning_rate=2e-2, device="cpu")
+    config = replace(config, steps=140, switch_at=0.9, check_steps=10, learning_rate=2e-2, device="cpu")
     training.train(replace(config, mix=0.0), chains[8:24], chains[8:24], out_dir)
     return out_dir / "model"
 

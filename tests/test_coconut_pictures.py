@@ -146,6 +146,13 @@ def shade(artist):
     return to_hex(artist.get_facecolor()[:3] if hasattr(artist, "get_facecolor") else artist.get_color()).upper()
 
 
+def contrast(one, other):
+    """Of two colours, from 1 (none) to 21; 3 is the least that the web's guidelines allow for marks."""
+    parts = [[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(x)] for x in (one, other)]
+    low, high = sorted(0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in parts)
+    return (high + 0.05) / (low + 0.05)
+
+
 # --- training ---
 
 
@@ -169,11 +176,17 @@ def test_a_curriculum_shows_the_drop_at_each_switch_and_the_thoughts_of_each_sta
 
 
 def test_a_curriculums_lines_and_lanes_are_told_apart_by_the_same_colour():
-    top, lanes = pictures.curriculum({"a": CURVE, "b": CURVE, "c": WITHOUT}).axes
+    names = ["cot", "coconut", "coconut_no_curriculum", "coconut 2", "b", "c", "d", "e"]
+    top, lanes = pictures.curriculum(dict.fromkeys(names, CURVE)).axes
     lines = [line for line in top.lines if line.get_linestyle() == "-"]
-    assert [line.get_label() for line in lines] == [t.get_text() for t in lanes.get_yticklabels()] == ["a", "b", "c"]
-    assert [shade(line) for line in lines] == [shade(bar) for bar in lanes.patches[::3]] == plots.COLOURS[:3]
-    assert [to_hex(t.get_color()).upper() for t in lanes.get_yticklabels()] == plots.COLOURS[:3]
+    assert [line.get_label() for line in lines] == [t.get_text() for t in lanes.get_yticklabels()] == names
+    assert [shade(line) for line in lines] == [shade(bar) for bar in lanes.patches[::3]] == pictures.shades(names)
+    assert len(set(pictures.shades(names))) == 8 and len(pictures.shades("abcdefghijkl")) == 12
+    assert pictures.shades(names[:2]) == [plots.colour("cot"), plots.colour("coconut")]
+    assert pictures.shades(["coconut 2"]) == [plots.colour("coconut")]
+    for label, line in zip(lanes.get_yticklabels(), lines, strict=True):
+        assert label.get_color() == pytest.approx([0.6 * part for part in to_rgb(line.get_color())])
+        assert contrast(label.get_color(), "white") > 3
 
 
 def test_thoughts_added_one_by_one_in_a_stage_are_stretches_of_their_own():
@@ -201,14 +214,9 @@ def test_decoded_tokens_stand_in_their_cells_with_their_probability_as_number_an
 
 
 def test_every_token_is_readable_on_its_ground():
-    def luminance(colour):
-        parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
-        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
-
     for share in [i / 50 for i in range(51)]:
         ax = pictures.decoded([[("r4", share)]], "?", []).axes[0]
-        pair = sorted((luminance(ax.texts[0].get_color()), luminance(ax.images[0].cmap(share)[:3])))
-        assert (pair[1] + 0.05) / (pair[0] + 0.05) > 3, f"at {share}"
+        assert contrast(ax.texts[0].get_color(), ax.images[0].cmap(share)[:3]) > 3, f"at {share}"
 
 
 def test_causal_checks_stand_beside_the_share_of_the_other_problems_answer():

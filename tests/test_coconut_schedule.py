@@ -184,14 +184,24 @@ def test_stages_of_several_thoughts_by_epoch_take_a_steps_thoughts_together():
 
 
 def test_the_table_says_what_happens():
-    rows = schedule.table(replace(PUBLISHED, stage_steps=70, switch_at=0.9, mix=0.25, mix_from="earlier"), 9)
+    rows = schedule.table(replace(PUBLISHED, steps=103, switch_at=0.9, mix=0.25, mix_from="earlier"), 9)
     assert [(row["steps left out"], row["thoughts"]) for row in rows] == [(0, 0), (1, 1), (2, 2), (3, 3), ("all", 3)]
-    assert [row["ends"] for row in rows] == ["after 70 steps, or once 90% are right"] * 4 + ["at the end of training"]
+    ends = [f"once 90% are right, by step {step}" for step in (20, 41, 61, 82)]
+    assert [row["ends"] for row in rows] == [*ends, "at the end of training"]
     assert [row["rows from other stages"] for row in rows] == ["none", "25%", "25%", "25%", "25%"]
-    everywhere = schedule.table(replace(PUBLISHED, mix=0.25, switch_at=0.0, stage_steps=70), 9)
+    everywhere = schedule.table(replace(PUBLISHED, mix=0.25, switch_at=0.0, steps=100), 9)
     assert [row["rows from other stages"] for row in everywhere] == ["25%"] * 5
-    assert everywhere[0]["ends"] == "after 70 steps"
+    assert everywhere[0]["ends"] == "by step 20"
     assert schedule.table(replace(PUBLISHED, method="cot", mix=0.5), 9)[0]["rows from other stages"] == "none"
+
+
+@pytest.mark.parametrize("steps", [5, 16, 100, 1103])
+def test_every_stage_has_its_share_of_the_steps(steps):
+    config = replace(PUBLISHED, steps=steps)
+    known = schedule.stages(config, 9)
+    ends = [schedule.deadline(config, known, at) for at in range(5)]
+    shares = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    assert sum(shares) == steps and max(shares) - min(shares) <= 1 and min(shares) >= 1
 
 
 # --- rows of other stages ---
@@ -342,8 +352,13 @@ def test_problems_that_do_not_fit_with_all_their_thoughts_are_left_out_and_count
         (dict(mix=1.5), "mix is a share from 0 to 1, not 1.5"),
         (dict(switch_at=-0.1), "switch_at is a share from 0 to 1"),
         (dict(steps=0), "How long to train"),
+        (dict(steps=0, num_epochs=5), "A curriculum by epochs needs epochs_per_stage"),
         (dict(batch_size=10, accumulation=4), "batch_size 10 is no multiple of accumulation 4"),
-        pytest.param(dict(steps=0, num_epochs=25, first_epoch=25), "first_epoch", marks=pytest.mark.xfail(strict=True)),
+        pytest.param(
+            dict(steps=0, epochs_per_stage=3, num_epochs=25, first_epoch=25),
+            "first_epoch",
+            marks=pytest.mark.xfail(strict=True),
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused_in_one_sentence(wrong, says):

@@ -19,10 +19,10 @@ from lib.errors import InputError
 from lib.problems import write_jsonl
 from tests.oracles import coconut as oracle
 
-# 20 problems of up to 3 steps in batches of 8: three steps an epoch, the last of them short; a checkpoint every 2.
+# 20 problems of up to 3 steps in batches of 8: three steps an epoch, the last of them short; four stages of 4 steps;
+# a checkpoint every 2.
 STEPS = Config(
-    steps=12,
-    stage_steps=4,
+    steps=16,
     check_steps=2,
     max_latent_stage=2,
     batch_size=8,
@@ -80,12 +80,12 @@ def watched(config, base, train, valid, out_dir):
 
 
 def test_the_loss_falls_and_every_stage_is_gone_through(tiny_llama, chains, tmp_path):
-    config = replace(STEPS, model=str(tiny_llama), steps=90, stage_steps=22, check_steps=11, batch_size=16)
+    config = replace(STEPS, model=str(tiny_llama), steps=88, check_steps=11, batch_size=16)
     training.train(config, chains, chains[:8], tmp_path)
     curve = read_curve(tmp_path)
     looks = [(row["step"], row["stage"], row["thoughts"]) for row in curve if "right" in row]
     expected = [(11, 0, 0), (22, 0, 0), (22, 1, 1), (33, 1, 1), (44, 1, 1), (44, 2, 2), (55, 2, 2), (66, 2, 2)]
-    assert looks == [*expected, (66, 3, 2), (77, 3, 2), (88, 3, 2), (90, 3, 2)], "both sides of each switch"
+    assert looks == [*expected, (66, 3, 2), (77, 3, 2), (88, 3, 2)], "both sides of each switch"
     losses = [row["loss"] for row in curve if "loss" in row]
     assert len(losses) == 8 and losses[1] < 0.7 * losses[0]
     assert {path.name for path in tmp_path.iterdir()} == {"model", "metrics.jsonl", "config.json"}
@@ -98,13 +98,13 @@ def test_the_loss_falls_and_every_stage_is_gone_through(tiny_llama, chains, tmp_
 def test_a_loss_is_told_of_the_stage_that_it_was_taken_in(tiny_llama, chains, tmp_path):
     training.train(replace(STEPS, model=str(tiny_llama)), *some(chains), tmp_path)
     losses = {row["step"]: row["stage"] for row in read_curve(tmp_path) if "loss" in row}
-    assert losses == {2: 0, 4: 0, 6: 1, 8: 1, 10: 2, 12: 2}
+    assert losses == {2: 0, 4: 0, 6: 1, 8: 1, 10: 2, 12: 2, 14: 3, 16: 3}
 
 
 def test_the_first_batch_after_a_switch_is_of_the_new_stage(tiny_llama, chains, tmp_path):
     """The library draws a batch ahead; it must not be of the stage before."""
     train, valid = chains[20:32], chains[12:16]
-    config = replace(STEPS, mix=0.0, c_thought=2, stage_steps=2)
+    config = replace(STEPS, mix=0.0, c_thought=2, steps=12)
     watch, _, _ = watched(config, tiny_llama, train, valid, tmp_path)
     assert [set(row) for row in watch.thoughts] == [{min(t // 2, 4)} for t in range(12)]
 
@@ -138,7 +138,7 @@ def test_which_rows_are_of_another_stage_depends_on_seed_step_and_problem_alone(
 @pytest.mark.parametrize("switch_at", [0.0, 0.5])
 def test_a_stage_ends_when_it_is_right_or_its_steps_are_over(switch_at, tiny_llama, chains, tmp_path):
     """One problem, learned by heart, so that it is right long before its 30 steps."""
-    config = replace(STEPS, model=str(tiny_llama), steps=80, stage_steps=30, switch_at=switch_at, learning_rate=2e-2)
+    config = replace(STEPS, model=str(tiny_llama), steps=120, switch_at=switch_at, learning_rate=2e-2)
     training.train(replace(config, mix=0.0), chains[20:21], chains[20:21], tmp_path)
     looks = [row for row in read_curve(tmp_path) if "right" in row]
     ends = [a for a, b in zip(looks, looks[1:], strict=False) if b["stage"] != a["stage"]]
@@ -151,12 +151,12 @@ def test_a_stage_ends_when_it_is_right_or_its_steps_are_over(switch_at, tiny_lla
         ]
         assert firsts == ends, "at the first look that finds it right"
     else:
-        assert [row["step"] for row in ends] == [30, 60]
+        assert [row["step"] for row in ends] == [30, 60, 90]
 
 
 def test_written_right_is_what_the_naive_model_would_write(chains, tmp_path, tiny_llama):
     """Letter by letter, greedy, with the steps that are left: half learned, so that some are right and some wrong."""
-    config = replace(STEPS, model=str(tiny_llama), steps=70, stage_steps=30, batch_size=16, learning_rate=2e-2)
+    config = replace(STEPS, model=str(tiny_llama), steps=70, batch_size=16, learning_rate=2e-2)
     _, trainer, curriculum = watched(config, tiny_llama, chains[:16], chains[:4], tmp_path)
     thinker, right = trainer.thinker.eval(), 0
     for e in curriculum.encoded:
@@ -178,9 +178,9 @@ def test_written_right_is_what_the_naive_model_would_write(chains, tmp_path, tin
 @pytest.mark.parametrize(
     "reset, remembered",
     [
-        ("never", list(range(12))),
-        ("stage", [0, 1, 2, 3] * 3),
-        ("epoch", [0, 1, 2] * 4),
+        ("never", list(range(16))),
+        ("stage", [0, 1, 2, 3] * 4),
+        ("epoch", [0, 1, 2] * 5 + [0]),
     ],
 )
 def test_adam_forgets_when_it_is_told_to_and_only_then(reset, remembered, tiny_llama, chains, tmp_path):
@@ -193,11 +193,11 @@ def test_gradients_are_clipped_where_it_is_asked_for(tiny_llama, chains, tmp_pat
     clipped, _, curriculum = watched(replace(STEPS, max_grad_norm=0.25), tiny_llama, *some(chains), tmp_path / "2")
     assert min(free.norms) > 0.5 and max(clipped.norms) == pytest.approx(0.25, rel=1e-3)
     told = [row["grad_norm"] for row in curriculum.curve if "grad_norm" in row]
-    assert len(told) == 6 and min(told) > 0.5, "the norm before clipping is told"
+    assert len(told) == 8 and min(told) > 0.5, "the norm before clipping is told"
 
 
 def test_the_rate_rises_stays_and_falls_to_nothing(tiny_llama, chains, tmp_path):
-    config = replace(STEPS, check_steps=1, decay_steps=5, warmup_steps=3)
+    config = replace(STEPS, steps=12, check_steps=1, decay_steps=5, warmup_steps=3)
     _, trainer, _ = watched(config, tiny_llama, *some(chains), tmp_path)
     rates = [row["learning_rate"] for row in trainer.state.log_history if "loss" in row]
     expected = [0, 1 / 3, 2 / 3, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
@@ -260,7 +260,7 @@ for run in runs:
         os._exit(0)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, "was not killed"
 """
-LONG = replace(STEPS, mix=0.3, steps=11)
+LONG = replace(STEPS, mix=0.3)
 EPOCHS = dict(dropout=0.1, epochs_per_stage=1, reset_optimizer="epoch", mix_from="all")
 PARALLEL = dict(method="coconut_jacobi", source="projection", switch_at=0.01, learning_rate=3e-2)
 RUNS = {  # (settings, the checkpoint at which it is killed, was that one complete?)
@@ -269,7 +269,7 @@ RUNS = {  # (settings, the checkpoint at which it is killed, was that one comple
     "at a switch, the checkpoint half made": ({}, 8, False),
     "optimizer reset at a switch": (dict(reset_optimizer="stage"), 4, True),
     "dropout, published epochs, optimizer reset": (EPOCHS, 8, True),
-    "a learned map, accumulation": (dict(source="mlp", accumulation=2), 6, True),
+    "a learned map, accumulation": (dict(source="mlp", accumulation=2, steps=15), 6, True),
     "parallel thoughts, switch when right": (PARALLEL, 10, True),
 }
 
@@ -350,7 +350,7 @@ def test_a_plain_model_directory_gets_what_the_method_needs(tiny_llama, chains, 
 
 
 def test_bfloat16_learns_with_float32_master_weights(tiny_llama, chains, tmp_path):
-    config, losses = replace(STEPS, model=str(tiny_llama), steps=16, stage_steps=8), {}
+    config, losses = replace(STEPS, model=str(tiny_llama), steps=16), {}
     for dtype in ("float32", "bfloat16"):
         training.train(replace(config, dtype=dtype), *some(chains), tmp_path / dtype)
         losses[dtype] = [row["loss"] for row in read_curve(tmp_path / dtype) if "loss" in row]
@@ -382,8 +382,8 @@ def test_without_validation_problems_stages_end_by_their_steps(tiny_llama, chain
     config = replace(STEPS, model=str(tiny_llama), switch_at=0.5)
     training.train(config, some(chains)[0], [], tmp_path)
     curve = read_curve(tmp_path)
-    assert all("loss" in row for row in curve) and [row["stage"] for row in curve][-1] == 2
-    assert engine.load(tmp_path / "model", device="cpu")[3] == schedule.Stage(2, 2, 2)
+    assert all("loss" in row for row in curve) and [row["stage"] for row in curve][-1] == 3
+    assert engine.load(tmp_path / "model", device="cpu")[3] == schedule.Stage(3, schedule.ALL, 2)
 
 
 # --- on a GPU ---
@@ -392,9 +392,9 @@ def test_without_validation_problems_stages_end_by_their_steps(tiny_llama, chain
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_bfloat16_on_a_gpu_learns_and_switches(chains, tmp_path):
-    config = replace(STEPS, device="cuda", dtype="bfloat16", steps=90, stage_steps=30, check_steps=10, batch_size=16)
+    config = replace(STEPS, device="cuda", dtype="bfloat16", steps=88, check_steps=11, batch_size=16)
     training.train(replace(config, learning_rate=2e-3), chains, chains[:8], tmp_path)
     losses = [row["loss"] for row in read_curve(tmp_path) if "loss" in row]
-    assert losses[2] < 0.7 * losses[0] and {row["stage"] for row in read_curve(tmp_path)} == {0, 1, 2}
+    assert losses[1] < 0.7 * losses[0] and {row["stage"] for row in read_curve(tmp_path)} == {0, 1, 2, 3}
     thinker, _, _, _ = engine.load(tmp_path / "model", dtype="bfloat16", device="cuda")
     assert {weight.dtype for weight in thinker.parameters()} == {torch.bfloat16}

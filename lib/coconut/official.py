@@ -11,7 +11,9 @@ from pathlib import Path
 
 import yaml
 
+from lib import models
 from lib.coconut.config import Config
+from lib.coconut.schedule import Stage
 from lib.errors import InputError
 
 KEYS = {
@@ -235,12 +237,7 @@ def load_checkpoint(model, path: str | Path) -> None:
     """
     import torch
 
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = {name.removeprefix("base_causallm."): value for name, value in state.items()}
-    except Exception as error:  # the library raises many kinds for a broken file
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"Cannot read the checkpoint {path} ({reason}); give a state dict saved by torch.") from None
+    state = read_state(path)
     own, table = model.state_dict(), model.get_input_embeddings().weight
     if "embedding.weight" not in own:
         state.pop("embedding.weight", None)  # the published wrapper's second name for the embeddings
@@ -268,3 +265,36 @@ def load_checkpoint(model, path: str | Path) -> None:
 def named(names: list[str]) -> str:
     """The first two of some names."""
     return short(", ".join(map(str, names[:2]))) if names else "none"
+
+
+def read_state(path: str | Path) -> dict:
+    """The tensors of a published checkpoint by name, without the prefix. Raises InputError for anything else."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {name.removeprefix("base_causallm."): value for name, value in state.items()}
+    except Exception as error:  # the library raises many kinds for a broken file
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"Cannot read the checkpoint {path} ({reason}); give a state dict saved by torch.") from None
+
+
+def adopt(found: Official, out_dir: str | Path) -> None:
+    """The weights that a published file names (load_model_path), as a model directory of ours in `out_dir`/model.
+
+    With only_eval it is a model to be asked, with as many thoughts as `resume` says; else one to train on from: a
+    checkpoint of chains of thought, which has no added tokens yet, or one that has them.
+    """
+    from lib.coconut import engine
+
+    model, tokenizer = models.load_model(found.config.model, device="cpu")
+    state = read_state(found.weights)
+    larger = any(getattr(value, "shape", ())[:1] == (len(tokenizer) + 3,) for value in state.values())
+    if larger and found.config.has_latents:
+        engine.add_tokens(model, tokenizer, found.config.markers, found.config.init_from)
+    load_checkpoint(model, found.weights)
+    if not found.only_eval:
+        models.save_model(model, tokenizer, Path(out_dir) / "model")
+        return
+    reached = Stage(found.stage, found.config.max_latent_stage, found.thoughts)
+    engine.wrap(found.config, model, tokenizer).save(Path(out_dir) / "model", tokenizer, found.config, reached)

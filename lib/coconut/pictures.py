@@ -8,7 +8,7 @@ import textwrap
 from collections import Counter
 from itertools import zip_longest
 
-from lib.plots import COLOURS, axes
+from lib.plots import COLOURS, axes, colour
 
 RIGHT, WRONG, GREY = COLOURS[2], COLOURS[5], "#888888"
 BLANKS = str.maketrans({"\n": "⏎", "\t": "⇥", "\x00": "␀"})
@@ -21,6 +21,15 @@ def shown(text: str, most: int = 12) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def shades(labels) -> list[str]:
+    """A colour for each label: that of the method it begins with, or another where that is taken."""
+    found: list[str] = []
+    for label in labels:
+        free = [own for own in (colour(label.partition(" ")[0]), *COLOURS) if own not in found]
+        found.append(free[0] if free else COLOURS[len(found) % len(COLOURS)])
+    return found
+
+
 # ----- training
 def curriculum(curves: dict[str, list[dict]]) -> object:
     """Share of validation problems written right against step; below, what stage each method is in.
@@ -28,17 +37,18 @@ def curriculum(curves: dict[str, list[dict]]) -> object:
     curves  {label: rows of metrics.jsonl}. Where a stage ends a method has two points: before and after the switch.
             The numbers below are thoughts; in methods without any they are the stages: s2 leaves two steps out.
     """
+    from matplotlib.colors import to_rgb
+
     height = 1.0 + 0.28 * len(curves)
     figure, (top, lanes) = axes(2, 1, width=8, height=(3.2 + height) / 2)
     top.get_gridspec().set_height_ratios([3.2, height])
     lanes.sharex(top)
     end = max((row["step"] for rows in curves.values() for row in rows), default=1)
-    for lane, (label, rows) in enumerate(curves.items()):
-        shade = COLOURS[lane % len(COLOURS)]
+    for lane, (shade, label, rows) in enumerate(zip(shades(curves), curves, curves.values(), strict=True)):
         seen = [row for row in rows if "right" in row]
         top.plot([r["step"] for r in seen], [r["right"] for r in seen], "-", color=shade, lw=1.5, label=label)
         for start, stop, text in stretches(rows):
-            lanes.barh(lane, stop - start, 0.72, left=start, color=shade, alpha=0.3, edgecolor="white", lw=1.5)
+            lanes.barh(lane, stop - start, 0.72, left=start, color=shade, alpha=0.4, edgecolor="white", lw=1.5)
             if stop - start > 0.012 * end * (1 + len(text)):
                 lanes.text((start + stop) / 2, lane, text, ha="center", va="center", fontsize=8)
             if start:
@@ -47,8 +57,8 @@ def curriculum(curves: dict[str, list[dict]]) -> object:
     top.tick_params(labelbottom=False)
     lanes.set(xlabel="optimizer step", ylim=(len(curves) - 0.4, -0.6), yticks=range(len(curves)))
     lanes.set_yticklabels(list(curves), parse_math=False)
-    for tick, shade in zip(lanes.get_yticklabels(), COLOURS * len(curves), strict=False):
-        tick.set(color=shade, fontweight="bold", fontsize=9)
+    for tick, shade in zip(lanes.get_yticklabels(), shades(curves), strict=True):
+        tick.set(color=[0.6 * part for part in to_rgb(shade)], fontweight="bold", fontsize=9)  # dark enough for text
     plain = any(not row["thoughts"] for rows in curves.values() for row in rows[-1:] if "thoughts" in row)
     lanes.set_title("thoughts" + (" (s: steps left out, without thoughts)" if plain else ""), loc="left", fontsize=9)
     lanes.spines["left"].set_visible(False)
@@ -112,8 +122,8 @@ def by_thoughts(curves: dict[str, list[dict]]) -> object:
     curves  {label: rows of inspect.accuracy_by_thoughts}
     """
     figure, (right, tokens) = axes(1, 2, width=4.6)
-    for i, (label, rows) in enumerate(curves.items()):
-        rows, shade = sorted(rows, key=lambda row: row["thoughts"]), COLOURS[i % len(COLOURS)]
+    for shade, label, rows in zip(shades(curves), curves, curves.values(), strict=True):
+        rows = sorted(rows, key=lambda row: row["thoughts"])
         xs = [row["thoughts"] for row in rows]
         right.plot(xs, [row["accuracy"] for row in rows], "o-", ms=4, color=shade, label=label)
         tokens.plot(xs, [row["tokens"] for row in rows], "o-", ms=4, color=shade, label=label)
