@@ -1,6 +1,7 @@
 """Answers after thoughts: the same logits however they are asked for, what is counted, what is refused."""
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
@@ -13,8 +14,10 @@ from lib.coconut.schedule import Stage
 from lib.errors import InputError
 from lib.generation import advance
 from lib.problems import make_problem
-from lib.prompts import prompt
+from lib.prompts import prompt, solution
+from lib.tasks import modular_chain
 from lib.tokenization import build_tokenizer
+from tests.conftest import small_llama, with_tokenizer
 from tests.oracles import coconut as oracle
 
 CLOSE = dict(rtol=0, atol=2e-5)
@@ -320,3 +323,27 @@ def test_no_problem_and_no_model_are_one_sentence_each(learned, tiny_llama, tmp_
 )
 def test_the_arbiter_gets_its_own_marker(prefix, text, expected):
     assert generation.with_marker(text, Config(answer_prefix=prefix)) == expected
+
+
+# --- what thoughts are good for ---
+
+
+def test_thoughts_learn_what_the_same_curriculum_without_them_does_not(tmp_path):
+    """All chains of three operations modulo 3; one layer is too shallow to do them in a single pass. Chance is 1/3."""
+    problems = modular_chain.generate(0, n_operations=3, modulus=3)
+    random.Random(0).shuffle(problems)
+    valid, train = problems[:93], problems[93:]
+    texts = [prompt(p) + solution(p) for p in modular_chain.generate(300, n_operations=3, modulus=3)]
+    base = with_tokenizer(small_llama(texts), texts, tmp_path / "base")
+    config = Config(model=str(base), max_latent_stage=3, steps=600, switch_at=0.95, check_steps=20, mix=0.2, seed=1)
+    config = replace(config, learning_rate=5e-3, warmup_steps=20, decay_steps=40, valid_problems=93, device="cpu")
+    right = {}
+    for method in ("coconut", "coconut_no_thought"):
+        training.train(replace(config, method=method), train, valid, tmp_path / method)
+        (tmp_path / f"{method}_asked").mkdir()
+        how = generation.Config(max_new_tokens=12, latency_problems=0, device="cpu")
+        generation.evaluate(how, valid, tmp_path / method / "model", tmp_path / f"{method}_asked")
+        right[method] = sum(row["correct"] for row in predictions(tmp_path / f"{method}_asked")) / len(valid)
+        last = [json.loads(line) for line in (tmp_path / method / "metrics.jsonl").read_text().splitlines()][-1]
+        assert last["stage"] == 3, "all steps gone"
+    assert right["coconut"] > 0.7 and right["coconut_no_thought"] < 0.55, right

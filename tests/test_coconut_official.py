@@ -182,7 +182,7 @@ def test_the_published_stages_fall_on_the_published_epochs(name):
 )
 def test_resume_chooses_the_six_thoughts_of_a_published_evaluation(name, stage):
     found = official.read(name)
-    assert (found.only_eval, found.stage, found.thoughts) == (True, stage, 6)
+    assert (found.only_eval, found.stage, found.thoughts, found.config.first_epoch) == (True, stage, 6, 0)
 
 
 PUBLISHED = {  # c_thought, epochs_per_stage, max_latent_stage, resume, reset, epochs, the whole batch

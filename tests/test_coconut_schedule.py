@@ -303,6 +303,19 @@ def test_what_is_learned_is_the_rest_of_the_steps_the_answer_and_its_end(prefix,
             assert row["first"] == len(asked) + (start is not None)
 
 
+def test_first_thoughts_share_a_column_and_rows_without_any_begin_at_once():
+    """Written out: on the left so that the thoughts (9) meet, on the right to one length; positions row by row."""
+    asked = [([5], 2), ([6, 6, 6], 1), ([7, 7], 0)]
+    rows = [sequences.row({"question": q, "steps": [], "answer": [3, 1]}, 0, n, (None, None, 9)) for q, n in asked]
+    batch = sequences.make_batch(rows, 4)
+    assert batch["input_ids"].tolist() == [[4, 4, 5, 9, 9, 3, 1], [6, 6, 6, 9, 3, 1, 4], [7, 7, 3, 1, 4, 4, 4]]
+    assert batch["attention_mask"].tolist() == [[0, 0, *[1] * 5], [*[1] * 6, 0], [*[1] * 4, 0, 0, 0]]
+    assert batch["position_ids"].tolist() == [[0, 0, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 0], [0, 1, 2, 3, 0, 0, 0]]
+    learned = [[-100] * 5 + [3, 1], [-100] * 4 + [3, 1, -100], [-100, -100, 3, 1, -100, -100, -100]]
+    assert batch["labels"].tolist() == learned
+    assert (batch["thoughts"].tolist(), batch["first"], batch["most"]) == ([2, 1, 0], 3, 2)
+
+
 def test_pieces_are_tokenised_apart_and_only_the_question_gets_a_first_token(tokenizer):
     from tokenizers.processors import TemplateProcessing
 

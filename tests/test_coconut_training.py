@@ -90,8 +90,7 @@ def test_the_loss_falls_and_every_stage_is_gone_through(tiny_llama, chains, tmp_
     assert len(losses) == 8 and losses[1] < 0.7 * losses[0]
     assert {path.name for path in tmp_path.iterdir()} == {"model", "metrics.jsonl", "config.json"}
     assert Config(**json.loads((tmp_path / "config.json").read_text())) == config
-    _, _, saved, stage = engine.load(tmp_path / "model", device="cpu")
-    assert saved == config and stage == schedule.stages(config, 3)[-1]
+    assert engine.load(tmp_path / "model", device="cpu")[2:] == (config, schedule.stages(config, 3)[-1])
 
 
 @pytest.mark.xfail(strict=True, reason="a loss that ends with a switch is logged after it, as of the stage that begins")
@@ -145,11 +144,10 @@ def test_a_stage_ends_when_it_is_right_or_its_steps_are_over(switch_at, tiny_lla
     if switch_at:
         assert len(ends) == 3 and ends[0]["step"] < 30
         assert all(row["right"] == 1 for row in ends)
-        firsts = [
-            next(r for r in looks if r["stage"] == s and r["right"] == 1 and r["step"] > since)
-            for s, since in zip(range(3), [0, *[r["step"] for r in ends]], strict=False)
-        ]
-        assert firsts == ends, "at the first look that finds it right"
+        begun = [0, *(r["step"] for r in ends)]
+        for stage, since in enumerate(begun[:3]):
+            right = next(r for r in looks if r["stage"] == stage and r["right"] == 1 and r["step"] > since)
+            assert right == ends[stage], "at the first look that finds it right"
     else:
         assert [row["step"] for row in ends] == [30, 60, 90]
 
@@ -242,7 +240,6 @@ import json, os, signal, sys
 from lib import problems, sft
 from lib.coconut import training
 from lib.coconut.config import Config
-import lib.coconut.trainer
 train, valid, *runs = sys.argv[1:]
 train, valid, real = problems.read_jsonl(train), problems.read_jsonl(valid), sft.mark_complete
 for run in runs:
@@ -284,8 +281,8 @@ def killed(tiny_llama, chains, tmp_path_factory):
         for name, (settings, last, marked) in RUNS.items()
     ]
     home = Path(training.__file__).parents[2]
-    command = [sys.executable, "-c", KILLED, *files, *commands]
-    done = subprocess.run(command, cwd=home, env={**os.environ, "PYTHONPATH": str(home)}, capture_output=True)
+    command, environment = [sys.executable, "-c", KILLED, *files, *commands], {**os.environ, "PYTHONPATH": str(home)}
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     return root
 
@@ -295,7 +292,6 @@ def test_a_killed_run_ends_as_an_undisturbed_one_to_the_bit(name, killed, tiny_l
     settings, last, marked = RUNS[name]
     config = replace(LONG, model=str(tiny_llama), **settings)
     assert (killed / name / f"checkpoint-{last}" / "complete").exists() == marked
-    assert not (killed / name / "model").exists()
     for directory in (killed / name, tmp_path):
         training.train(config, *some(chains), directory)
     same_end(tmp_path, killed / name)
@@ -341,7 +337,7 @@ def test_a_plain_model_directory_gets_what_the_method_needs(tiny_llama, chains, 
     for markers, method, more in ((True, "coconut", 3), (False, "coconut", 1), (True, "coconut_no_thought", 0)):
         out_dir = tmp_path / f"{markers}{method}"
         training.train(replace(config, markers=markers, method=method), *some(chains), out_dir)
-        thinker, tokenizer, _, _ = engine.load(out_dir / "model", device="cpu")
+        thinker, tokenizer, *_ = engine.load(out_dir / "model", device="cpu")
         assert len(tokenizer) == len(plain) + more == thinker.model.config.vocab_size
         assert (thinker.markers is None) == (not more)
     again = replace(config, model=str(tmp_path / "Truecoconut" / "model"))
@@ -356,8 +352,7 @@ def test_bfloat16_learns_with_float32_master_weights(tiny_llama, chains, tmp_pat
         losses[dtype] = [row["loss"] for row in read_curve(tmp_path / dtype) if "loss" in row]
     assert losses["bfloat16"][1] < losses["bfloat16"][0] == pytest.approx(losses["float32"][0], rel=0.02)
     assert abs(losses["bfloat16"][0] - losses["float32"][0]) > 1e-5, "it was float32 all the same"
-    thinker, _, _, _ = engine.load(tmp_path / "bfloat16" / "model", device="cpu")
-    assert thinker.model.lm_head.weight.dtype == torch.float32
+    assert engine.load(tmp_path / "bfloat16" / "model", device="cpu")[0].model.lm_head.weight.dtype == torch.float32
 
 
 adapters = pytest.mark.xfail(strict=True, reason="an adapter ends in an AttributeError")
@@ -371,18 +366,25 @@ def test_models_that_cannot_think_are_refused_in_one_sentence(base, says, reques
     with pytest.raises(InputError, match=says) as refused:
         training.train(config, *some(chains), tmp_path)
     assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
-
-
-def test_no_problem_to_learn_from_is_one_sentence(tiny_llama, tmp_path):
     with pytest.raises(InputError, match="None of 0 problems fits"):
-        training.train(replace(STEPS, model=str(tiny_llama)), [], [], tmp_path)
+        training.train(config, [], [], tmp_path)
+
+
+@pytest.mark.xfail(strict=True, reason="validation problems are not left out, and run over the model's positions")
+def test_problems_that_do_not_fit_are_left_out_of_validation_too(tiny_llama, chains, tmp_path):
+    tokenizer, model = models.load_tokenizer(str(tiny_llama)), oracle.small_model("gpt2", layers=1)  # 128 positions
+    model.resize_token_embeddings(len(tokenizer))
+    models.save_model(model, tokenizer, tmp_path / "base")
+    long = replace(chains[0], question="v1 + n2 " * 60)
+    config = replace(STEPS, model=str(tmp_path / "base"), max_length=128)
+    training.train(config, [*some(chains)[0], long], [chains[20], long], tmp_path / "out")
 
 
 def test_without_validation_problems_stages_end_by_their_steps(tiny_llama, chains, tmp_path):
     config = replace(STEPS, model=str(tiny_llama), switch_at=0.5)
     training.train(config, some(chains)[0], [], tmp_path)
     curve = read_curve(tmp_path)
-    assert all("loss" in row for row in curve) and [row["stage"] for row in curve][-1] == 3
+    assert all("loss" in row for row in curve) and curve[-1]["stage"] == 3
     assert engine.load(tmp_path / "model", device="cpu")[3] == schedule.Stage(3, schedule.ALL, 2)
 
 
@@ -396,5 +398,3 @@ def test_bfloat16_on_a_gpu_learns_and_switches(chains, tmp_path):
     training.train(replace(config, learning_rate=2e-3), chains, chains[:8], tmp_path)
     losses = [row["loss"] for row in read_curve(tmp_path) if "loss" in row]
     assert losses[1] < 0.7 * losses[0] and {row["stage"] for row in read_curve(tmp_path)} == {0, 1, 2, 3}
-    thinker, _, _, _ = engine.load(tmp_path / "model", dtype="bfloat16", device="cuda")
-    assert {weight.dtype for weight in thinker.parameters()} == {torch.bfloat16}

@@ -1071,3 +1071,120 @@ def test_wrong_estimates_of_pass_at_k_are_caught(mistake):
 
 def test_the_estimate_of_the_workbench_passes():
     assert lessons.check("5.3", evaluation.pass_at_k).passed
+
+
+# --- 7.1: the stage table ---
+
+
+WRONG_TABLES = {
+    "one thought a step": (
+        lambda top, c: [*((s, s) for s in range(top + 1)), (None, top)],
+        lesson_07.table_puts_c_thoughts_for_a_step,
+    ),
+    "from stage 1": (
+        lambda top, c: [*((s, s * c) for s in range(1, top + 1)), (None, top * c)],
+        lesson_07.table_starts_with_a_whole_chain,
+    ),
+    "thoughts from the start": (
+        lambda top, c: [*((s, (s + 1) * c) for s in range(top + 1)), (None, top * c)],
+        lesson_07.table_starts_with_a_whole_chain,
+    ),
+    "no last stage": (
+        lambda top, c: [(s, s * c) for s in range(top + 1)],
+        lesson_07.table_ends_without_language,
+    ),
+    "more thoughts at last": (
+        lambda top, c: [*((s, s * c) for s in range(top + 1)), (None, (top + 1) * c)],
+        lesson_07.table_ends_without_language,
+    ),
+    "a number for all": (
+        lambda top, c: [*((s, s * c) for s in range(top + 1)), (top + 1, top * c)],
+        lesson_07.table_ends_without_language,
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_TABLES)
+def test_wrong_stage_tables_are_caught(mistake):
+    caught_by("7.1", *WRONG_TABLES[mistake])
+
+
+def test_the_stages_of_the_workbench_are_those_of_the_exercise():
+    from lib.coconut import schedule
+    from lib.coconut.config import Config
+
+    def table(top, c):
+        config = Config(max_latent_stage=top, c_thought=c, one_at_a_time=False, pad_latent_to_max=True)
+        found = schedule.stages(config, longest=top + 5)
+        return [(None if stage.skip == schedule.ALL else stage.skip, stage.thoughts) for stage in found]
+
+    assert lessons.check("7.1", table).passed
+
+
+# --- 7.2: thinking ---
+
+
+def thinking(read, question, n, last=True, whole=False, of=lambda state: state):
+    state, thoughts = read(question), []
+    for i in range(n):
+        thoughts.append(of(state))
+        if last or i < n - 1:
+            state = read([*question, *thoughts] if whole else [thoughts[-1]])
+    return thoughts, state
+
+
+WRONG_THINKING = {
+    "always thinks once": (lambda *x: thinking(*x[:2], max(1, x[2])), lesson_07.thinking_nothing_is_reading),
+    "never reads the question": (
+        lambda read, q, n: thinking(read, q[-1:], n),
+        lesson_07.thinking_nothing_is_reading,
+    ),
+    "a token is chosen": (lambda *x: thinking(*x, of=lambda state: state % 7), lesson_07.thinking_feeds_the_state_back),
+    "the question's state each time": (
+        lambda read, q, n: (lambda s: ([s] * n, [s, *[read([s]) for _ in range(n)]][-1]))(read(q)),
+        lesson_07.thinking_feeds_the_state_back,
+    ),
+    "the last thought is not read": (
+        lambda *x: thinking(*x, last=False),
+        lesson_07.thinking_ends_after_the_last_thought,
+    ),
+    "all is read anew": (lambda *x: thinking(*x, whole=True), lesson_07.thinking_reads_one_position_a_thought),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_THINKING)
+def test_wrong_thinking_is_caught(mistake):
+    caught_by("7.2", *WRONG_THINKING[mistake])
+
+
+# --- 7.3: the label mask ---
+
+
+WRONG_MASKS = {
+    "the question too": (lambda q, n, r: [*q, *[-100] * n, *r], lesson_07.labels_none_on_the_question),
+    "the thoughts too": (lambda q, n, r: [-100] * len(q) + [0] * n + r, lesson_07.labels_none_on_thoughts),
+    "the last thought too": (
+        lambda q, n, r: [-100] * (len(q) + n - 1) + [r[0]] * min(1, n) + r if n else [-100] * len(q) + r,
+        lesson_07.labels_none_on_thoughts,
+    ),
+    "shifted": (lambda q, n, r: [-100] * (len(q) + n - 1) + r + [-100], lesson_07.labels_all_of_the_rest),
+    "not the first": (lambda q, n, r: [-100] * (len(q) + n + 1) + r[1:], lesson_07.labels_all_of_the_rest),
+    "not the end": (lambda q, n, r: [-100] * (len(q) + n) + r[:-1] + [-100], lesson_07.labels_all_of_the_rest),
+    "the rest alone": (lambda q, n, r: list(r), lesson_07.labels_one_a_position),
+    "the thoughts forgotten": (lambda q, n, r: [-100] * len(q) + r, lesson_07.labels_one_a_position),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_MASKS)
+def test_wrong_masks_of_thoughts_are_caught(mistake):
+    caught_by("7.3", *WRONG_MASKS[mistake])
+
+
+def test_the_labels_of_the_workbench_are_those_of_the_exercise():
+    from lib.coconut import sequences
+
+    def labels(question, thoughts, rest):
+        encoded = {"question": question, "steps": [], "answer": rest}
+        return sequences.row(encoded, 0, thoughts, (None, None, 99))["labels"]
+
+    assert lessons.check("7.3", labels).passed
