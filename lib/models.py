@@ -250,12 +250,13 @@ def add_special_tokens(model, tokenizer, tokens: list[str]) -> list[int]:
     """
     import torch
 
-    old = model.get_input_embeddings().num_embeddings
+    rows, known = model.get_input_embeddings().num_embeddings, tokenizer.get_vocab()
+    old = min(rows, len(tokenizer))  # some models have rows to spare, which no token has trained
     tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
     ids = tokenizer.convert_tokens_to_ids(tokens)
-    if len(tokenizer) > old:
+    if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    new = sorted({i for i in ids if i >= old})
+    new = sorted({i for i, token in zip(ids, tokens, strict=True) if token not in known or i >= rows})
     head = model.get_output_embeddings()
     tables = [model.get_input_embeddings().weight]
     if head is not None and head.weight is not tables[0]:

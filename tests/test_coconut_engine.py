@@ -216,7 +216,6 @@ def test_parallel_thoughts_are_those_of_the_naive_model(kind, passes):
     same_gradients(model, thinker(**batch)["loss"], expected)
 
 
-@pytest.mark.xfail(strict=True, reason="refinements beyond the thoughts less one are made though they change nothing")
 def test_no_more_refinements_are_made_than_can_change_anything():
     model, batch = oracle.small_model("llama"), batch_of(oracle.random_rows([(5, 3, 2, 2)]))
     columns = []
@@ -264,7 +263,7 @@ NEW = ["<|start-latent|>", "<|end-latent|>", "<|latent|>"]  # the published name
         (0, "<<"),
         (0, "v3 + n4"),
         (64, "v3 + n4"),
-        pytest.param(64, "", marks=pytest.mark.xfail(strict=True, reason="rows that were there stay as they are")),
+        pytest.param(64, ""),
     ],
 )
 def test_new_tokens_start_as_the_mean_of_others_in_embeddings_and_head(tied, markers, more, init_from, tiny_llama):
@@ -288,7 +287,6 @@ def test_new_tokens_start_as_the_mean_of_others_in_embeddings_and_head(tied, mar
     assert torch.equal(model.get_input_embeddings().weight, trained), "tokens that are there keep what they learned"
 
 
-@pytest.mark.xfail(strict=True, reason="<latent> is set anew together with the markers that come later")
 def test_markers_that_come_later_leave_the_trained_latent_as_it_is(tiny_llama):
     tokenizer = models.load_tokenizer(str(tiny_llama))
     model = padded_llama(tokenizer, True, 0)

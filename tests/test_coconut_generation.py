@@ -146,7 +146,6 @@ def test_every_answer_is_that_of_its_own_number_of_thoughts(untrained):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="the numbers of samples are not shared out with the prompts")
 def test_samples_by_index_may_have_different_numbers_of_thoughts(untrained):
     thinker, tokenizer = untrained()
     how = dict(max_new_tokens=4, temperature=1.0)
@@ -237,11 +236,7 @@ def backbone_calls(thinker, work):
         (dict(method="coconut_jacobi", jacobi_passes=0), 3),
         (dict(method="coconut_jacobi", jacobi_passes=2), 1),
         (dict(method="coconut_jacobi", jacobi_passes=2), 0),
-        pytest.param(
-            dict(method="coconut_jacobi", jacobi_passes=4),
-            2,
-            marks=pytest.mark.xfail(strict=True, reason="more passes are made than count"),
-        ),
+        (dict(method="coconut_jacobi", jacobi_passes=4), 2),
         (dict(method="coconut_no_thought"), 0),
     ],
 )
@@ -296,7 +291,6 @@ def test_thoughts_are_imposed_as_training_says_or_as_asked():
             generation.thoughts_for(replace(how, thoughts=1), plain, Stage(0, 0, 0), [short])
 
 
-@pytest.mark.xfail(strict=True, reason="the thoughts are left out and counted all the same")
 def test_a_model_without_thoughts_is_not_said_to_have_had_some(untrained):
     thinker, tokenizer = untrained(method="coconut_no_thought")
     with pytest.raises(InputError):
@@ -317,8 +311,8 @@ def test_no_problem_and_no_model_are_one_sentence_each(learned, tiny_llama, tmp_
         ("### ", "r3\n### 5", "r3\n#### 5"),
         ("### ", "no answer", "no answer"),
         ("#### ", "r3\n#### 5", "r3\n#### 5"),
-        pytest.param("### ", "#### 5", "#### 5", marks=pytest.mark.xfail(strict=True, reason="gets a fifth #")),
-        pytest.param("", "5", "#### 5", marks=pytest.mark.xfail(strict=True, reason="an empty separator")),
+        ("### ", "#### 5", "#### 5"),
+        ("", "5", "#### 5"),
     ],
 )
 def test_the_arbiter_gets_its_own_marker(prefix, text, expected):

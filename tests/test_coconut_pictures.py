@@ -13,6 +13,7 @@ from matplotlib.colors import to_hex, to_rgb
 from lib import answers, plots
 from lib.coconut import explore, generation, inspect, pictures
 from lib.coconut.config import Config
+from lib.errors import InputError
 from lib.problems import make_problem
 from lib.prompts import prompt
 from lib.tasks import modular_chain
@@ -83,7 +84,7 @@ PICTURES = {
     "curriculum of a start": (pictures.curriculum, {"a": [], "b": CURVE[1:2], "$c_1$ and $": CURVE[:1]}),
     "decoded": (lambda rows: pictures.decoded(rows, "1 + 1 ?", ["r4"]), DECODED),
     "decoded of no thought": (lambda rows: pictures.decoded(rows, "q " * 900, ["r4"] * 9), DECODED[:1]),
-    "decoded of strange tokens": (lambda rows: pictures.decoded(rows, "$\\frac{ and $", ["$x$"] * 20), STRANGE),
+    "decoded of strange tokens": (lambda rows: pictures.decoded(rows, "$\\frac{ and $", ["$\\frac{x$"] * 20), STRANGE),
     "decoded of nothing": (lambda rows: pictures.decoded(rows, "", []), []),
     "causal": (lambda rows: pictures.causal(rows, SWAPPED), CHECKS),
     "causal of any task": (lambda rows: pictures.causal(rows, []), ALIKE),
@@ -468,6 +469,15 @@ def test_whatever_breaks_the_box_stays():
 
     *_, shown = parts_of(explore.live(thinker, tokenizer, "v1 + n1 ?", 1, solve=solve))
     assert said(shown) == "This cannot be asked (RuntimeError: <b>a table is full</b>); try another question."
+
+
+def test_a_refusal_that_quotes_a_question_is_text_too():
+    def solve(question):
+        raise InputError(f"No problem: {question}")
+
+    thinker, tokenizer = random_thinker(texts_of(CHAINS), markers=True)
+    *_, shown = parts_of(explore.live(thinker, tokenizer, "<img src=x>", 1, solve=solve))
+    assert said(shown) == "No problem: <img src=x>" and "<img" not in shown.value
 
 
 def test_answers_behind_the_published_marker_are_judged_where_the_config_is_given(taught, monkeypatch):  # noqa: F811

@@ -89,7 +89,6 @@ def test_the_last_stage_is_left_out_where_nothing_would_be_left_for_it(pad, long
     assert differs == (known[-1].skip == ALL)
 
 
-@pytest.mark.xfail(strict=True, reason="the last stage is kept although without thoughts it is the one before it")
 def test_without_thoughts_no_stage_stands_twice():
     config = replace(PUBLISHED, method="coconut_no_thought", pad_latent_to_max=False)
     assert len(plans(config, 3, longest=3)) == len(set(plans(config, 3, longest=3)))
@@ -173,14 +172,6 @@ def test_stages_by_epoch_are_those_of_the_published_runs(settings, epochs):
     assert [row["stage"] for row in rows] == [stage.number for stage in known]
     expected = {number: f"epochs {first} to {last}" for number, (first, last) in epochs.items()}
     assert [row["ends"] for row in rows] == [expected.get(stage.number, "no epoch") for stage in known]
-
-
-def test_stages_of_several_thoughts_by_epoch_take_a_steps_thoughts_together():
-    config = replace(PUBLISHED, c_thought=2, one_at_a_time=True, epochs_per_stage=2, num_epochs=10, steps=0)
-    known = schedule.stages(config, 9)
-    at = [known[schedule.stage_of_epoch(config, known, epoch)] for epoch in range(10)]
-    assert [(s.number, s.thoughts) for s in at[::2]] == [(0, 0), (1, 2), (2, 4), (3, 6), (4, 6)]
-    assert at[::2] == at[1::2]
 
 
 def test_the_table_says_what_happens():
@@ -367,11 +358,14 @@ def test_problems_that_do_not_fit_with_all_their_thoughts_are_left_out_and_count
         (dict(steps=0), "How long to train"),
         (dict(steps=0, num_epochs=5), "A curriculum by epochs needs epochs_per_stage"),
         (dict(batch_size=10, accumulation=4), "batch_size 10 is no multiple of accumulation 4"),
-        pytest.param(
-            dict(steps=0, epochs_per_stage=3, num_epochs=25, first_epoch=25),
-            "first_epoch",
-            marks=pytest.mark.xfail(strict=True),
-        ),
+        (dict(steps=0, epochs_per_stage=3, num_epochs=25, first_epoch=25), "num_epochs above first_epoch .25."),
+        (dict(epochs_per_stage=3), "by steps or by epochs: set one of steps and epochs_per_stage to 0"),
+        (dict(steps=0, epochs_per_stage=3, num_epochs=9, c_thought=2), "set one_at_a_time to false"),
+        (dict(source="pause"), "Unknown source 'pause'"),
+        (dict(warmup_steps=-1), "warmup_steps must be at least 0, not -1"),
+        (dict(valid_problems=-1), "valid_problems must be at least 0, not -1"),
+        (dict(learning_rate=0.0), "learning_rate must be above 0, not 0.0"),
+        (dict(dropout=1.0), "dropout must be at least 0 and below 1, not 1.0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_in_one_sentence(wrong, says):

@@ -93,7 +93,7 @@ class Config:
         check_dtype(self.dtype)
         for name, known in {
             "method": METHODS,
-            "source": SOURCES,
+            "source": [name for name in SOURCES if name != "pause"],  # that is a method of its own
             "mix_from": ("earlier", "all"),
             "reset_optimizer": ("never", "stage", "epoch"),
         }.items():
@@ -108,12 +108,28 @@ class Config:
         for name in ("mix", "switch_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is a share from 0 to 1, not {getattr(self, name)}.")
-        if not (self.steps or self.num_epochs):
-            raise InputError("How long to train? Give steps, or num_epochs.")
-        if self.has_curriculum and not (self.steps or self.epochs_per_stage):
-            raise InputError("A curriculum by epochs needs epochs_per_stage; give it, or steps.")
+        for name in ("warmup_steps", "decay_steps", "weight_decay", "max_grad_norm", "valid_problems"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be at least 0, not {getattr(self, name)}.")
+        if self.learning_rate <= 0:
+            raise InputError(f"learning_rate must be above 0, not {self.learning_rate}.")
+        for name in ("adam_beta1", "adam_beta2", "dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise InputError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}.")
+        self.check_length()
         if self.batch_size % self.accumulation:
             raise InputError(f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}.")
+
+    def check_length(self) -> None:
+        """Raise InputError unless steps, or epochs, say how long a training is and when its stages end."""
+        if self.steps and self.epochs_per_stage:
+            raise InputError("Stages end by steps or by epochs: set one of steps and epochs_per_stage to 0.")
+        if not self.steps and self.num_epochs <= self.first_epoch:
+            raise InputError(f"How long to train? Give steps, or num_epochs above first_epoch ({self.first_epoch}).")
+        if self.has_curriculum and not (self.steps or self.epochs_per_stage):
+            raise InputError("A curriculum by epochs needs epochs_per_stage; give it, or steps.")
+        if self.epochs_per_stage and self.one_at_a_time and self.c_thought > 1:
+            raise InputError("Thoughts are added one at a time by steps alone; set one_at_a_time to false.")
 
     @property
     def has_curriculum(self) -> bool:
@@ -145,8 +161,21 @@ def varied(config: Config, changes: str) -> Config:
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
-        kind = float if isinstance(known[name], float) and type(value) is int else type(known[name])
-        if known[name] is not None and type(kind(value) if kind is float else value) is not kind:
+        if name == "seed":
+            raise InputError("seed is no setting to vary; name several seeds instead.")
+        kind = float if name == "dropout" else type(known[name])
+        value = float(value) if kind is float and type(value) is int else value
+        if type(value) is not kind:
             raise InputError(f"{name} must be a {kind.__name__}, found {text!r}.")
-        found[name] = kind(value) if kind is float else value
+        found[name] = value
     return replace(config, **found)
+
+
+def check_sizes(seeds: list[int], **sizes: int) -> None:
+    """Raise InputError where a number of problems or tokens is below 1 (n_train: below 0), or a seed comes twice."""
+    for name, value in sizes.items():
+        least = {"n_train": 0, "n_look": 2}.get(name, 1)
+        if value < least:
+            raise InputError(f"{name} must be at least {least}, not {value}.")
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"Every seed must be named once, not {seeds}.")

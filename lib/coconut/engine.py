@@ -94,7 +94,7 @@ class Coconut(nn.Module):
         parts = [states[-1]]
         head = self.inputs(batch, embeds, tuple(s[:, -1] for s in states), 0, edit)[:, None]
         block = torch.cat([head, embeds[:, first + 1 : first + most]], 1)
-        for _ in range(self.passes if most > 1 else 0):
+        for _ in range(min(self.passes, most - 1)):  # after most - 1 all are exact
             states = self.read(batch, block, first, cache)
             cache.crop(-most)
             refined = [
@@ -143,10 +143,11 @@ def add_tokens(model, tokenizer, markers: bool, init_from: str = "") -> tuple:
     Their embeddings (and rows of an untied head) start as the mean of those of the tokens of `init_from`, or of all.
     """
     named = list(MARKERS) if markers else [LATENT]
-    there = all(token in tokenizer.get_vocab() for token in named)
+    there = tokenizer.get_vocab()
     ids = models.add_special_tokens(model, tokenizer, named)
     found = (*ids,) if markers else (None, None, *ids)
-    if there or not init_from:
+    new = [i for i, token in zip(ids, named, strict=True) if token not in there]
+    if not (new and init_from):
         return found
     pieces = tokenizer(init_from, add_special_tokens=False)["input_ids"]
     tables = [model.get_input_embeddings().weight]
@@ -154,7 +155,7 @@ def add_tokens(model, tokenizer, markers: bool, init_from: str = "") -> tuple:
         tables.append(model.get_output_embeddings().weight)
     with torch.no_grad():
         for table in tables:
-            table[ids] = table[pieces].mean(0)
+            table[new] = table[pieces].mean(0)
     return found
 
 

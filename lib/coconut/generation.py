@@ -34,6 +34,10 @@ class Config:
     dtype: str = "float32"
     device: str = "auto"
 
+    def __post_init__(self):
+        if self.thoughts < -1:
+            raise InputError(f"thoughts must be at least 0, or -1 for as many as were trained, not {self.thoughts}.")
+
 
 def read(thinker, thoughts: int, edit, model, tokenizer, prompts: list[list[int]]):
     """As `lib.generation.read`: (logits (batch, vocabulary) for the first token after the thoughts, state)."""
@@ -58,11 +62,15 @@ def generate(thinker, tokenizer, prompts: list[str], thoughts: int | list[int], 
     """
     each = [thoughts] * len(prompts) if isinstance(thoughts, int) else thoughts
     assert len(each) == len(prompts), f"{len(prompts)} prompts, but {len(each)} numbers of thoughts"
+    if thinker.markers is None and any(each):
+        raise InputError("A model without latent positions has no thoughts; ask it with thoughts 0.")
     results: list[Generation | None] = [None] * len(prompts)
+    indices = how.pop("indices", None)
     for n in sorted(set(each)):
         places = [i for i, value in enumerate(each) if value == n]
+        own = {"indices": [indices[i] for i in places]} if indices else {}
         reader = partial(read, thinker, n, edit)
-        found = generate_texts(thinker.model, tokenizer, [prompts[i] for i in places], reader=reader, **how)
+        found = generate_texts(thinker.model, tokenizer, [prompts[i] for i in places], reader=reader, **own, **how)
         for i, generation in zip(places, found, strict=True):
             results[i] = replace(generation, tokens=generation.tokens + n)
     return results
@@ -108,5 +116,10 @@ def passes_of(trained: Training, thoughts: int) -> int:
 
 def with_marker(text: str, trained: Training) -> str:
     """A completion with the house's `####` before its answer, where it was trained with the published `###`."""
+    if answers.MARKER in text:
+        return text
+    if not trained.answer_prefix:  # then the answer is the last line
+        before, end, answer = text.rpartition("\n")
+        return f"{before}{end}{answers.MARKER} {answer}"
     before, prefix, answer = text.rpartition(trained.answer_prefix)
-    return text if trained.answer_prefix.startswith(answers.MARKER) or not prefix else f"{before}#### {answer}"
+    return f"{before}{answers.MARKER} {answer}" if prefix else text

@@ -229,6 +229,14 @@ def short(value: object) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
+def usable(source: str | Path) -> Official:
+    """`read`, refused with an InputError where the file asks for an evaluation and names no weights."""
+    found = read(source)
+    if found.only_eval and not found.weights:
+        raise InputError(f"{source}: only_eval is set, but load_model_path names no checkpoint; give one.")
+    return found
+
+
 def load_checkpoint(model, path: str | Path) -> None:
     """Load a published checkpoint (a state dict, its keys with or without `base_causallm.`) into `model`, in place.
 

@@ -40,7 +40,7 @@ def stages(config: Config, longest: int) -> list[Stage]:
     for s in range(1, top + 1):
         first = 1 if config.one_at_a_time and per_step else c
         found += [Stage(s, s, per_step * (s - 1) + min(i, per_step)) for i in range(first, c + 1)]
-    return found if config.pad_latent_to_max and longest <= top else [*found, final]
+    return found if (config.pad_latent_to_max or not per_step) and longest <= top else [*found, final]
 
 
 def plan(config: Config, stage: Stage, n_steps: int) -> tuple[int, int]:

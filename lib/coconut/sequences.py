@@ -33,14 +33,14 @@ def encode(config: Config, tokenizer, problems: list[Problem]) -> list[dict]:
     ]
 
 
-def keep_short(config: Config, encoded: list[dict]) -> list[dict]:
+def keep_short(config: Config, encoded: list[dict], needed: bool = True) -> list[dict]:
     """Problems that fit into max_length with all their steps and thoughts; the others are left out, and counted aloud.
 
-    Raises InputError where none is left.
+    Raises InputError where none is left, though some are needed.
     """
     room = config.max_length - (config.c_thought * config.max_latent_stage + 2 if config.has_latents else 0)
     kept = [e for e in encoded if sum(map(len, [e["question"], *e["steps"], e["answer"]])) <= room]
-    if not kept:
+    if not kept and needed:
         raise InputError(f"None of {len(encoded)} problems fits into max_length = {config.max_length}; raise it.")
     if len(kept) < len(encoded):
         print(f"left out {len(encoded) - len(kept)} of {len(encoded)} problems: longer than {config.max_length} tokens")

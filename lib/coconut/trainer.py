@@ -56,11 +56,11 @@ class CurriculumCallback(TrainerCallback):
     def __init__(self, curriculum: Curriculum, thinker, held_out: list[dict], steps: int, per_epoch: int):
         self.curriculum, self.thinker, self.held_out = curriculum, thinker, held_out
         self.steps, self.per_epoch = steps, per_epoch
-        self.right, self.losses = None, []
+        self.learning = curriculum.stage  # the stage of the steps that are logged next
 
     def on_step_end(self, args, state, control, optimizer=None, **kwargs):
         curriculum, config, step = self.curriculum, self.curriculum.config, state.global_step
-        right = None
+        right, self.learning = None, curriculum.stage
         if self.held_out and (step % config.check_steps == 0 or step == self.steps):
             right = training.written_right(self.thinker, curriculum, self.held_out)
             stage = curriculum.stage
@@ -78,7 +78,9 @@ class CurriculumCallback(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in (logs or {}):
-            loss = {"step": state.global_step, "stage": self.curriculum.stage.number, "loss": float(logs["loss"])}
+            stage = self.learning
+            loss = {"step": state.global_step, "stage": stage.number, "thoughts": stage.thoughts}
+            loss["loss"] = float(logs["loss"])
             norm = {"grad_norm": float(logs["grad_norm"])} if "grad_norm" in logs else {}
             self.curriculum.curve.append(loss | norm)
 
@@ -92,10 +94,14 @@ def make_trainer(
     per_epoch = -(-len(encoded) // config.batch_size)
     steps = config.steps or per_epoch * (config.num_epochs - config.first_epoch)
     curriculum.go_on(0, 0.0, None)  # a first epoch past the first stage
+    args = TrainingArguments(**training.arguments(config, Path(out_dir), model.device, steps))
+    args._n_gpu = min(
+        args.n_gpu, 1
+    )  # several devices want a process each: torch's DataParallel cannot split our batches
     trainer = CoconutTrainer(
         curriculum,
         model=thinker,
-        args=TrainingArguments(**training.arguments(config, Path(out_dir), model.device, steps)),
+        args=args,
         train_dataset=[{"problems": i} for i in range(len(encoded))],
         data_collator=lambda rows: {"problems": tensor([r["problems"] for r in rows])},
     )

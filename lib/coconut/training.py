@@ -12,6 +12,7 @@ from pathlib import Path
 from lib import models, sft
 from lib.coconut import schedule, sequences
 from lib.coconut.config import Config
+from lib.errors import InputError
 from lib.problems import Problem, write_jsonl
 from lib.prompts import prompt, solution
 from lib.tokenization import build_tokenizer
@@ -66,8 +67,17 @@ class Curriculum:
         self.at, self.curve = state["at"], state["curve"]
 
 
+def check_model(name: str) -> None:
+    """Raise InputError where there is no such model, or where it is an adapter or an encoder-decoder."""
+    if (Path(name) / "adapter_config.json").exists():
+        raise InputError(f"{name} is an adapter; merge it into its base model first, then train from that.")
+    if models.is_encoder_decoder(name):
+        raise InputError(f"Continuous thoughts need a causal language model, and {name!r} is an encoder-decoder.")
+
+
 def load(config: Config, problems: list[Problem]):
     """(model, tokenizer): a preset gets a tokenizer built from the problems, anything else brings its own."""
+    check_model(config.model)
     if config.model not in models.PRESETS:
         return models.load_model(config.model, dtype="float32", device=config.device, dropout=config.dropout)
     tokenizer = build_tokenizer([prompt(p) + solution(p) for p in problems[:2000]], config.vocab_size)
@@ -156,7 +166,10 @@ def train(config: Config, train: list[Problem], valid: list[Problem], out_dir: s
     model, tokenizer = load(config, train)
     encoded = sequences.keep_short(config, sequences.encode(config, tokenizer, train))
     held_out = sequences.encode(config, tokenizer, valid[: config.valid_problems])
+    held_out = sequences.keep_short(config, held_out, needed=False)
     known = schedule.stages(config, max(len(e["steps"]) for e in encoded))
+    if config.steps and config.steps < len(known):
+        raise InputError(f"{config.steps} steps are too few for {len(known)} stages; give at least one a stage.")
     models.seed_everything(config.seed)
     trainer, curriculum = make_trainer(config, model, tokenizer, encoded, held_out, known, out_dir)
     checkpoint = sft.last_checkpoint(out_dir)

@@ -34,6 +34,7 @@ class Reader:
         self.positions, self.calls = [], []
 
     def __call__(self, embeddings):
+        assert isinstance(embeddings, (list, tuple)), f"read takes a list of embeddings, not {embeddings!r} alone"
         self.calls.append(list(embeddings))
         self.positions += self.calls[-1]
         return sum((place + 1) * value for place, value in enumerate(self.positions)) % 97
@@ -124,9 +125,9 @@ EXERCISES = {
     "7.2": Exercise(
         [
             thinking_nothing_is_reading,
+            thinking_reads_one_position_a_thought,
             thinking_feeds_the_state_back,
             thinking_ends_after_the_last_thought,
-            thinking_reads_one_position_a_thought,
         ],
         [
             "Keep one variable, the state at the last position read, and let it go round.",

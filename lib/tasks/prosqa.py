@@ -60,7 +60,7 @@ class Graph(NamedTuple):
 
 # ----- drawing graphs
 def draw_graph(rng: random.Random, n_nodes: int) -> Graph:
-    """A random acyclic graph of at most `n_nodes` nodes, as the paper's appendix and the released files have it.
+    """A random acyclic graph of at most `n_nodes` nodes, as the released files seem to be drawn.
 
     After the two roots, each node draws how many parents it asks for (Poisson of mean 1.5) and from whom: nodes that
     only root 0 reaches (0.4), only root 1 (0.4), or all (0.2); each with a weight of 1.5 times its depth plus 1, where
