@@ -361,7 +361,7 @@ def test_models_that_cannot_think_are_refused_in_one_sentence(base, says, reques
         training.train(config, *some(chains), tmp_path)
     assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="None of 0 problems fits"):
-        training.train(config, [], [], tmp_path)
+        training.train(replace(STEPS, model=str(request.getfixturevalue("tiny_llama"))), [], [], tmp_path)
 
 
 def test_problems_that_do_not_fit_are_left_out_of_validation_too(tiny_llama, chains, tmp_path):
