@@ -95,9 +95,7 @@ def make_trainer(
     steps = config.steps or per_epoch * (config.num_epochs - config.first_epoch)
     curriculum.go_on(0, 0.0, None)  # a first epoch past the first stage
     args = TrainingArguments(**training.arguments(config, Path(out_dir), model.device, steps))
-    args._n_gpu = min(
-        args.n_gpu, 1
-    )  # several devices want a process each: torch's DataParallel cannot split our batches
+    args._n_gpu = min(args.n_gpu, 1)  # several devices want a process each (torchrun), not DataParallel's threads
     trainer = CoconutTrainer(
         curriculum,
         model=thinker,
