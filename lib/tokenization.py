@@ -1,13 +1,16 @@
 """Small tokenizers built on the spot from the problems themselves: nothing is downloaded. And how prompts become ids.
 
-Byte-level BPE over pieces cut by one regular expression, so every text survives encode -> decode, whatever it holds.
-Every digit is a token of its own; a letter with a number (v3, r2) is one piece, since it names one thing.
+`build_tokenizer`: byte-level BPE over pieces cut by one regular expression, so every text survives encode -> decode,
+whatever it holds. `build_word_tokenizer`: as few tokens as a task needs, each a word, a digit or a sign with the blank
+before it. In both every digit is a token of its own, and a letter with a number (v3, r2) is one piece, since it names
+one thing.
 """
 
 from collections.abc import Iterable
 
 PIECES = r"<<|>>|#### ?|(?: |(?<![A-Za-z]))[a-z][0-9]+(?![A-Za-z0-9])|[0-9]| ?[A-Za-z]+| ?[^\sA-Za-z0-9]|\s"
-PAD, EOS = "<pad>", "<eos>"
+WORDS = r"\n|<<|>>|#+|(?: |(?<![A-Za-z]))[a-z][0-9]+(?![A-Za-z0-9])| ?DIGITS| ?[A-Za-z]+| ?[^\sA-Za-z0-9]|\s"
+PAD, EOS, SEP, UNKNOWN = "<pad>", "<eos>", "<sep>", "<unk>"
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int = 1024):
@@ -36,6 +39,28 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 1024):
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
     )
+
+
+def build_word_tokenizer(texts: Iterable[str], digits: bool = True):
+    """A `PreTrainedTokenizerFast` whose tokens are the words, digits and signs that occur in `texts`, and no others.
+
+    <pad> is 0, <eos> 1, <sep> 2, <unk> 3 (which a piece that never occurred becomes). Encoding and decoding a text of
+    known pieces gives it back.
+    digits  each digit is a token; else a whole number is one
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    pieces = Regex(WORDS.replace("DIGITS", "[0-9]" if digits else "[0-9]+"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    special = [PAD, EOS, SEP, UNKNOWN]
+    tokenizer.train_from_iterator(
+        texts, trainers.WordLevelTrainer(vocab_size=32768, special_tokens=special, show_progress=False)
+    )
+    names = dict(zip(("pad_token", "eos_token", "sep_token", "unk_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, clean_up_tokenization_spaces=False)
 
 
 def tokenize(tokenizer, prompts: list[str]) -> list[list[int]]:

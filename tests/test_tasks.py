@@ -18,7 +18,7 @@ from lib.answers import annotations, check_annotation, check_steps, is_correct, 
 from lib.errors import InputError
 from lib.problems import SPLITS, make_problem, split, split_of, write_jsonl
 from lib.prompts import in_format, solution
-from lib.tasks import arithmetic, benchmarks, gsm8k, modular_chain, word_problems
+from lib.tasks import arithmetic, benchmarks, boolean, gsm8k, modular_chain, word_problems
 from tests.oracles import chains
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +28,7 @@ needs_real_files = pytest.mark.skipif(not REAL.is_dir(), reason="set REAL_DATA t
 GENERATORS = {
     "word_problems": word_problems.generate,
     "modular_chain": modular_chain.generate,
+    "boolean": boolean.generate,
     "addition": lambda n, **more: arithmetic.generate(n, "+", **more),
     "multiplication": lambda n, **more: arithmetic.generate(n, "*", **more),
 }
@@ -77,7 +78,7 @@ def test_problems_are_the_same_in_another_process():
 def test_tasks_load_no_heavy_library():
     code = (
         "import sys\nfrom lib import answers, calculator, problems, prompts\n"
-        "from lib.tasks import arithmetic, gsm8k, modular_chain, word_problems\n"
+        "from lib.tasks import arithmetic, boolean, gsm8k, modular_chain, word_problems\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)))"
     )
     assert run_python(code) == "[]"
@@ -412,6 +413,7 @@ def test_the_hub_gives_train_and_test(tmp_path):
 # --- any source, by its name ---
 
 SIZES = {"min_steps": 2, "max_steps": 2, "max_number": 40, "n_operations": 2, "modulus": 7, "n_digits": 3}
+SIZES |= {"n_leaves": 5, "max_depth": 3, "n_nots": 2}
 
 
 @every_generator
@@ -424,6 +426,7 @@ def test_a_source_is_generated_with_its_own_sizes_and_split(task):
     own = {
         "word_problems": {"min_steps": 2, "max_steps": 2, "max_number": 40},
         "modular_chain": {"n_operations": 2, "modulus": 7},
+        "boolean": {"n_leaves": 5, "max_depth": 3, "n_nots": 2},
     }.get(task, {"n_digits": 3})
     assert sorted(p.id for p in loaded) == sorted(p.id for p in GENERATORS[task](200, seed=6, **own))
 
@@ -439,7 +442,9 @@ def test_a_named_file_is_read_in_the_form_of_its_source(tmp_path):
 
 
 def test_an_unknown_source_is_refused_with_the_known_names():
-    with pytest.raises(InputError, match="'algebra'; the sources are word_problems, modular_chain, addition, .*gsm8k"):
+    with pytest.raises(
+        InputError, match="'algebra'; the sources are word_problems, modular_chain, boolean, addition, .*gsm8k"
+    ):
         tasks.load("algebra", "", 10, 0)
 
 
@@ -459,7 +464,7 @@ def test_a_published_test_set_is_refused_as_a_source_and_says_how_to_name_it(tmp
 # --- solved anew from the question ---
 
 
-@pytest.mark.parametrize("task", ["modular_chain", "addition", "multiplication"])
+@pytest.mark.parametrize("task", ["modular_chain", "boolean", "addition", "multiplication"])
 def test_solving_a_generated_problem_anew_gives_it_back_whatever_its_steps_said(task):
     for problem in GENERATORS[task](60, seed=4):
         assert tasks.solve(problem) == problem

@@ -7,7 +7,7 @@ from lib.problems import Problem, read_jsonl, split
 from lib.tasks import benchmarks
 
 DATA = Path(__file__).parents[2] / "data"
-SOURCES = ("word_problems", "modular_chain", "addition", "multiplication", "prosqa", "prontoqa", "gsm8k")
+SOURCES = ("word_problems", "modular_chain", "boolean", "addition", "multiplication", "prosqa", "prontoqa", "gsm8k")
 
 
 def load(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[Problem]]:
@@ -16,8 +16,8 @@ def load(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[P
     path   a file of that source: the published form for addition, multiplication, prosqa, prontoqa, gsm8k; else JSON
            Lines of problems; empty: generate (gsm8k: look in data/gsm8k, then on the hub)
     n      how many to generate where nothing is read
-    sizes  min_steps, max_steps, max_number; n_operations, modulus; n_digits; graphs, graph_form, n_nodes, min_hops,
-           max_hops (prosqa); n_hops (prontoqa): each generator takes its own
+    sizes  min_steps, max_steps, max_number; n_operations, modulus; n_leaves, max_depth, n_nots (boolean); n_digits;
+           graphs, graph_form, n_nodes, min_hops, max_hops (prosqa); n_hops (prontoqa): each generator takes its own
     A source that was published with a test split keeps it, and its training split is cut 90/10 for validation; all else
     is split 80/10/10. Raises InputError for an unknown source or a file that cannot be read.
     """
@@ -71,6 +71,10 @@ def find(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[P
         from lib.tasks import word_problems
 
         return split(word_problems.generate(n, sizes["min_steps"], sizes["max_steps"], sizes["max_number"], seed))
+    if source == "boolean":
+        from lib.tasks import boolean
+
+        return split(boolean.generate(n, sizes["n_leaves"], sizes["max_depth"], sizes["n_nots"], seed))
     from lib.tasks import modular_chain
 
     return split(modular_chain.generate(n, sizes["n_operations"], sizes["modulus"], seed))
@@ -95,6 +99,10 @@ def solve(problem: Problem) -> Problem | None:
         from lib.tasks import modular_chain
 
         return modular_chain.solve(problem.question, problem.meta.get("modulus", 5))
+    if problem.source == "boolean":
+        from lib.tasks import boolean
+
+        return boolean.solve(problem.question)
     if problem.source in ("addition", "multiplication"):
         from lib.tasks import arithmetic
 

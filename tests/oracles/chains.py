@@ -1,5 +1,6 @@
 """Problems solved anew from the text of their question alone. Each function gives (steps, answer)."""
 
+import ast
 import re
 
 # What a sentence does to the number of things the asked-for person has; {me} is that person, the rest is any wording.
@@ -70,6 +71,50 @@ def modular_chain(question, modulus):
             value -= modulus
         steps.append(f"r{value}")
     return steps, str(value)
+
+
+PYTHON = {"and": "&", "or": "|", "xor": "^", "not": "~", "true": "True", "false": "False"}
+BOOLEAN = {ast.BitAnd: "and", ast.BitOr: "or", ast.BitXor: "xor"}
+
+
+def boolean_tree(question):
+    """What Python makes of the brackets: "true", "false", ("not", x) or (operator, x, y)."""
+    return _tree(ast.parse(" ".join(PYTHON.get(word, word) for word in question.split()), mode="eval").body)
+
+
+def _tree(node):
+    if isinstance(node, ast.Constant):
+        return str(node.value).lower()
+    if isinstance(node, ast.UnaryOp):
+        return ("not", _tree(node.operand))
+    return (BOOLEAN[type(node.op)], _tree(node.left), _tree(node.right))
+
+
+def boolean_text(tree, outermost=True):
+    """The question of a tree."""
+    if isinstance(tree, str):
+        return tree
+    if tree[0] == "not":
+        return f"not {boolean_text(tree[1], False)}"
+    pair = f"{boolean_text(tree[1], False)} {tree[0]} {boolean_text(tree[2], False)}"
+    return pair if outermost else f"( {pair} )"
+
+
+def boolean(question):
+    """By counting: of two operands `and` wants two that are true, `or` one or two, `xor` one."""
+    steps = []
+
+    def value(tree):
+        if isinstance(tree, str):
+            return tree
+        operator, *operands = tree
+        found = [value(operand) for operand in operands]
+        wanted = {"not": [0], "and": [2], "or": [1, 2], "xor": [1]}[operator]
+        result = "true" if found.count("true") in wanted else "false"
+        steps.append(f"{f' {operator} '.join(found) if found[1:] else f'not {found[0]}'} = {result}")
+        return result
+
+    return steps, value(boolean_tree(question))
 
 
 def addition(question):
