@@ -16,11 +16,11 @@ import pytest
 from lib import answers, calculator, evaluation, preferences, problems, rft, selection
 from lib.errors import InputError
 from lib.lessons import check as lessons
-from lib.lessons import lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_07, lesson_09
+from lib.lessons import lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_06, lesson_07, lesson_09
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LESSONS = (lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_07, lesson_09)
+LESSONS = (lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_06, lesson_07, lesson_09)
 EXERCISES = {number: exercise for lesson in LESSONS for number, exercise in lesson.EXERCISES.items()}
 
 
@@ -1071,6 +1071,228 @@ def test_wrong_estimates_of_pass_at_k_are_caught(mistake):
 
 def test_the_estimate_of_the_workbench_passes():
     assert lessons.check("5.3", evaluation.pass_at_k).passed
+
+
+# --- 6.1: signal and noise ---
+
+
+def shares(gamma):
+    """alpha² and sigma², without overflow."""
+    small = math.exp(-abs(gamma))
+    many, few = 1 / (1 + small), small / (1 + small)
+    return (few, many) if gamma > 0 else (many, few)
+
+
+def alpha_sigma(gamma):
+    alpha2, sigma2 = shares(gamma)
+    return math.sqrt(alpha2), math.sqrt(sigma2)
+
+
+WRONG_SHARES = {
+    "no root": (shares, lesson_06.shares_make_one),
+    "alpha and 1 - alpha": (
+        lambda g: (alpha_sigma(g)[0], 1 - alpha_sigma(g)[0]),
+        lesson_06.shares_make_one,
+    ),
+    "exponentials alone": (
+        lambda g: (math.exp(-min(g, 50) / 2), 1.0) if g > -50 else (1.0, 0.0),
+        lesson_06.shares_make_one,
+    ),
+    "no root, at 0": (shares, lesson_06.shares_are_even_at_zero),
+    "shifted": (lambda g: alpha_sigma(g + 1), lesson_06.shares_are_even_at_zero),
+    "the wrong way round": (lambda g: alpha_sigma(-g), lesson_06.shares_have_the_ratio_of_gamma),
+    "gamma of the standard deviations": (
+        lambda g: alpha_sigma(2 * g),
+        lesson_06.shares_have_the_ratio_of_gamma,
+    ),
+    "the same for all": (lambda g: (0.5**0.5, 0.5**0.5), lesson_06.shares_have_the_ratio_of_gamma),
+    "overflow": (
+        lambda g: ((1 / (1 + math.exp(g))) ** 0.5, (1 / (1 + math.exp(-g))) ** 0.5),
+        lesson_06.shares_hold_at_the_ends,
+    ),
+    "cut too early": (
+        lambda g: alpha_sigma(max(-15, min(15, g))),
+        lesson_06.shares_hold_at_the_ends,
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_SHARES)
+def test_wrong_shares_of_signal_and_noise_are_caught(mistake):
+    caught_by("6.1", *WRONG_SHARES[mistake])
+
+
+def by_numpy(gamma):
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        return np.sqrt(1 / (1 + np.exp(gamma))), np.sqrt(1 / (1 + np.exp(-gamma)))
+
+
+def by_the_rest(gamma):
+    alpha = alpha_sigma(gamma)[0]
+    return alpha, math.sqrt(1 - alpha**2)
+
+
+@pytest.mark.parametrize("right", [alpha_sigma, by_numpy, by_the_rest])
+def test_right_shares_of_signal_and_noise_pass_however_they_are_written(right):
+    result = lessons.check("6.1", right)
+    assert result.passed, str(result)
+
+
+def test_the_shares_of_the_workbench_are_those_of_the_exercise():
+    import torch
+
+    from lib.dot import schedule
+
+    def ours(gamma):
+        return tuple(share.item() for share in schedule.alpha_sigma(torch.tensor(gamma, dtype=torch.float64)))
+
+    assert lessons.check("6.1", ours).passed
+
+
+# --- 6.2: one step of the sampler ---
+
+
+def stepping(z, x_hat, gamma_t, gamma_s):
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(gamma_t), alpha_sigma(gamma_s)
+    return alpha_s * x_hat + sigma_s * (z - alpha_t * x_hat) / sigma_t
+
+
+def expected_step(z, x_hat, gamma_t, gamma_s):
+    """The mean of ancestral sampling."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(gamma_t), alpha_sigma(gamma_s)
+    kept = alpha_t / alpha_s * sigma_s**2 / sigma_t**2
+    return kept * z + alpha_s * (1 - alpha_t**2 * sigma_s**2 / (alpha_s**2 * sigma_t**2)) * x_hat
+
+
+WRONG_STEPS = {
+    "the guess alone": (lambda z, x, t, s: x, lesson_06.step_of_no_length_stays),
+    "the guess is not scaled": (
+        lambda z, x, t, s: alpha_sigma(s)[0] * x + alpha_sigma(s)[1] * (z - x) / alpha_sigma(t)[1],
+        lesson_06.step_of_no_length_stays,
+    ),
+    "not divided by sigma": (
+        lambda z, x, t, s: alpha_sigma(s)[0] * x + alpha_sigma(s)[1] * (z - alpha_sigma(t)[0] * x),
+        lesson_06.step_of_no_length_stays,
+    ),
+    "no noise put back": (lambda z, x, t, s: alpha_sigma(s)[0] * x, lesson_06.step_of_no_length_stays),
+    "back in time": (lambda z, x, t, s: stepping(z, x, s, t), lesson_06.step_stays_on_the_noise_line),
+    "the mean of ancestral sampling": (expected_step, lesson_06.step_stays_on_the_noise_line),
+    "straight to the guess": (
+        lambda z, x, t, s: x + alpha_sigma(s)[1] / alpha_sigma(t)[1] * (z - x),
+        lesson_06.step_stays_on_the_noise_line,
+    ),
+    "nothing at all": (lambda z, x, t, s: z, lesson_06.step_stays_on_the_noise_line),
+    "a share for each step": (
+        lambda z, x, t, s: z + (x - z) * (t - s) / (t + 70),
+        lesson_06.step_stays_on_the_noise_line,
+    ),
+    "along the slope": (
+        lambda z, x, t, s: z + (s - t) * (stepping(z, x, t, t + 1e-4) - stepping(z, x, t, t - 1e-4)) / 2e-4,
+        lesson_06.step_is_two_half_steps,
+    ),
+    "all the noise stays": (
+        lambda z, x, t, s: z + (alpha_sigma(s)[0] - alpha_sigma(t)[0]) * x,
+        lesson_06.step_ends_at_the_guess,
+    ),
+    "the first position alone": (lambda z, x, t, s: stepping(z, x, t, s)[:1], lesson_06.step_of_no_length_stays),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_STEPS)
+def test_wrong_steps_of_the_sampler_are_caught(mistake):
+    caught_by("6.2", *WRONG_STEPS[mistake])
+
+
+def rewriting(z, x_hat, gamma_t, gamma_s):
+    """The same step, in place."""
+    z -= alpha_sigma(gamma_t)[0] * x_hat
+    z *= alpha_sigma(gamma_s)[1] / alpha_sigma(gamma_t)[1]
+    z += alpha_sigma(gamma_s)[0] * x_hat
+    return z
+
+
+@pytest.mark.parametrize("right", [stepping, rewriting, lambda *x: stepping(*x).tolist()])
+def test_right_steps_of_the_sampler_pass(right):
+    result = lessons.check("6.2", right)
+    assert result.passed, str(result)
+
+
+# --- 6.3: the diffusion loss ---
+
+
+def diffusion_loss(x, x_hat, gamma, gamma_prime, weight=None):
+    weight = 0.5 * math.exp(-gamma) * gamma_prime if weight is None else weight
+    return weight * ((x - x_hat) ** 2).sum(-1).mean()
+
+
+WRONG_LOSSES = {
+    "the text, not the error": (
+        lambda x, y, g, d: 0.5 * math.exp(-g) * d * (x**2).sum(-1).mean(),
+        lesson_06.loss_of_a_perfect_guess_is_zero,
+    ),
+    "the likelihood's constant": (
+        lambda *a: diffusion_loss(*a) + math.log(2 * math.pi),
+        lesson_06.loss_of_a_perfect_guess_is_zero,
+    ),
+    "absolute": (
+        lambda x, y, g, d: 0.5 * math.exp(-g) * d * abs(x - y).sum(-1).mean(),
+        lesson_06.loss_is_quadratic,
+    ),
+    "a distance": (
+        lambda x, y, g, d: 0.5 * math.exp(-g) * d * ((x - y) ** 2).sum(-1).mean() ** 0.5,
+        lesson_06.loss_is_quadratic,
+    ),
+    "mean of the width": (
+        lambda x, y, g, d: 0.5 * math.exp(-g) * d * ((x - y) ** 2).mean(),
+        lesson_06.loss_sums_over_the_width,
+    ),
+    "sum of the positions": (
+        lambda x, y, g, d: 0.5 * math.exp(-g) * d * ((x - y) ** 2).sum(),
+        lesson_06.loss_averages_over_positions,
+    ),
+    "axes exchanged": (
+        lambda x, y, g, d: 0.5 * math.exp(-g) * d * ((x - y) ** 2).sum(0).mean(),
+        lesson_06.loss_sums_over_the_width,
+    ),
+    "one a position": (
+        lambda x, y, g, d: 0.5 * math.exp(-g) * d * ((x - y) ** 2).sum(-1),
+        lesson_06.loss_averages_over_positions,
+    ),
+    "no speed": (
+        lambda x, y, g, d: diffusion_loss(x, y, g, 1.0),
+        lesson_06.loss_follows_the_speed_of_gamma,
+    ),
+    "no weight": (lambda x, y, g, d: diffusion_loss(x, y, g, d, 1), lesson_06.loss_follows_the_speed_of_gamma),
+    "no half": (lambda *a: 2 * diffusion_loss(*a), lesson_06.loss_is_half_of_what_snr_loses),
+    "the wrong sign": (lambda *a: -diffusion_loss(*a), lesson_06.loss_is_half_of_what_snr_loses),
+    "weighed by the noise": (
+        lambda x, y, g, d: diffusion_loss(x, y, -g, d),
+        lesson_06.loss_is_half_of_what_snr_loses,
+    ),
+    "weighed as the noise's error is": (
+        lambda x, y, g, d: diffusion_loss(x, y, g, d, 0.5 * d),
+        lesson_06.loss_is_half_of_what_snr_loses,
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_LOSSES)
+def test_wrong_diffusion_losses_are_caught(mistake):
+    caught_by("6.3", *WRONG_LOSSES[mistake])
+
+
+def test_a_right_diffusion_loss_passes():
+    result = lessons.check("6.3", diffusion_loss)
+    assert result.passed, str(result)
+
+
+@pytest.mark.parametrize("number, right", [("6.1", alpha_sigma), ("6.2", stepping), ("6.3", diffusion_loss)])
+def test_every_invariant_of_lesson_6_is_what_some_mistake_breaks(number, right):
+    mistakes = {"6.1": WRONG_SHARES, "6.2": WRONG_STEPS, "6.3": WRONG_LOSSES}[number]
+    assert {invariant for _, invariant in mistakes.values()} == set(EXERCISES[number].invariants)
+    assert lessons.check(number, right).passed and len(EXERCISES[number].hints) == 3
 
 
 # --- 7.1: the stage table ---

@@ -1,0 +1,89 @@
+"""Looking at a diffusion model: its schedule, its loss at each time, and one problem's denoising, step by step.
+
+Everything returned is plain data, for lib.dot.pictures and lib.dot.film.
+"""
+
+import statistics
+
+from lib import answers, evaluation
+from lib.dot import generation, sequences
+from lib.dot.config import Config as Training
+from lib.problems import Problem
+
+
+def schedule_curve(model, trained: Training, points: int = 101) -> dict[str, list[float]]:
+    """{"t", "gamma", "start"}: the model's gamma, and the line that a training without a learned shape would keep."""
+    import torch
+
+    t = torch.linspace(0, 1, points, dtype=torch.float64)
+    with torch.no_grad():
+        gamma, _ = model.gamma(t.to(model.device))
+    start = trained.gamma_0 + (trained.gamma_1 - trained.gamma_0) * t
+    return {"t": t.tolist(), "gamma": gamma.tolist(), "start": start.tolist()}
+
+
+def loss_by_time(model, tokenizer, trained: Training, problems: list[Problem], bins: int = 20) -> list[dict]:
+    """The diffusion loss, nats a token, at the middle of each bin of time: [{"t", "loss", "low", "high"}], 95 %.
+
+    Each problem is noised once at each time, with its own noise; there is no self-conditioning.
+    """
+    import torch
+
+    from lib.dot import losses
+
+    rows = sequences.Rows(sequences.encode(tokenizer, problems), tokenizer.pad_token_id)
+    batch = rows.batch(torch.arange(len(rows)))
+    batch = {name: value if value is None else value.to(model.device) for name, value in batch.items()}
+    shape, found = (*batch["canvas"].shape, model.embed_dim), []
+    for i in range(bins):
+        t = torch.full((len(rows),), (i + 0.5) / bins, dtype=torch.float64)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(i))
+        draw = losses.Draw(t.to(model.device), noise.to(model.device), len(rows))
+        with torch.no_grad():
+            values = losses.vlb(model, trained, batch, draw)["rows"].tolist()
+        mean, low, high = evaluation.mean_interval(values) if len(values) > 1 else (values[0],) * 3
+        found.append({"t": (i + 0.5) / bins, "loss": mean, "low": max(0.0, low), "high": high})
+    return found
+
+
+def films(model, tokenizer, trained: Training, canvas: int, problems: list[Problem], ways: list) -> list[dict]:
+    """What lib.dot.film shows: each problem denoised in each of `ways` (of lib.dot.generation.Config).
+
+    [{"question", "answer", "runs": [{"sampler", "steps", "frames", "text", "right"}]}]; a frame is one call of the
+    model: {"t", "tokens", "confidence"}, its likeliest token at each position and that token's probability.
+    """
+    items = [{"question": p.question, "answer": p.answer, "runs": []} for p in problems]
+    for how in ways:
+        frames: list[list[dict]] = [[] for _ in problems]
+
+        def watch(step, places, ids, sure, frames=frames):
+            for place, row, likely in zip(places, ids.tolist(), sure.tolist(), strict=True):
+                tokens = [tokenizer.decode([i]) if i != tokenizer.pad_token_id else "" for i in row]
+                frames[place].append({"t": step.t, "tokens": tokens, "confidence": likely})
+
+        questions = [p.question for p in problems]
+        found, _ = generation.generate(model, tokenizer, trained, canvas, questions, how, watch=watch)
+        name = "unmask" if trained.loss == "masked" else how.sampler
+        for item, problem, own, g in zip(items, problems, frames, found, strict=True):
+            right = answers.is_correct(problem, g.text) if problem.answer else None
+            run = {"sampler": name, "steps": how.steps, "frames": own, "text": g.text, "right": right}
+            item["runs"].append(run)
+    return items
+
+
+def by_steps(model, tokenizer, trained: Training, canvas: int, problems: list[Problem], ways: list) -> list[dict]:
+    """Accuracy of each of `ways`: [{"sampler", "steps", "temperature", "right", "n", "seconds"}], seconds a problem."""
+    rows = []
+    for how in ways:
+        found, _ = generation.generate(model, tokenizer, trained, canvas, [p.question for p in problems], how)
+        right = sum(answers.is_correct(p, g.text) for p, g in zip(problems, found, strict=True))
+        what = {"sampler": how.sampler, "steps": how.steps, "temperature": how.temperature}
+        seconds = statistics.fmean(g.seconds for g in found)
+        rows.append({**what, "right": right, "n": len(problems), "seconds": seconds})
+    return rows
+
+
+def fewest_steps(rows: list[dict], within: float = 0.01) -> int:
+    """The smallest T whose accuracy is at most `within` below the best of `rows` (one sampler)."""
+    best = max(row["right"] / row["n"] for row in rows)
+    return min(row["steps"] for row in rows if row["right"] / row["n"] >= best - within)

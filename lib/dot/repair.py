@@ -1,0 +1,135 @@
+"""Are mistakes mended? A right solution gets some wrong tokens, is noised up to a time t, and denoised from there.
+
+A model that writes one token after another can never take one back. Here every position stays open until the end: the
+wrong tokens contradict their neighbours, and the noise leaves room to change them.
+"""
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lib import answers
+from lib.dot import generation, sequences
+from lib.errors import InputError
+from lib.problems import Problem, write_jsonl
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to injure and mend.
+
+    errors   tokens replaced by another token that solutions have (never the end or its filler)
+    start    the time t in [0, 1] to noise the injured solution up to; for masked diffusion, the share masked
+    steps    denoising steps from there
+    sampler, temperature, seed, device   as in lib.dot.generation.Config
+    """
+
+    errors: int = 1
+    start: float = 0.5
+    steps: int = 8
+    sampler: str = "ddim"
+    temperature: float = 1.0
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self):
+        if not 0 <= self.start <= 1:
+            raise InputError(f"start is a time from 0 to 1, not {self.start}.")
+        if self.errors < 0 or self.steps < 1:
+            raise InputError(f"errors must be at least 0 and steps at least 1, not {self.errors} and {self.steps}.")
+
+
+def injure(ids: list[int], errors: int, choices: list[int], rng: random.Random) -> list[int]:
+    """`ids` with `errors` of them replaced, each by another of `choices`; places and tokens are drawn by `rng`."""
+    places = rng.sample(range(len(ids)), min(errors, len(ids)))
+    return [rng.choice([c for c in choices if c != token]) if i in places else token for i, token in enumerate(ids)]
+
+
+def mend(config: Config, problems: list[Problem], model_dir: str | Path, out_dir: str | Path) -> None:
+    """Injure and mend the solution of each problem. Writes repairs.jsonl, one line a problem:
+
+    problem; injured, mended: the texts; before: is the injured text's answer right and do its steps hold; after: the
+    same of the mended one; kept: the share of tokens that were right and stayed so; hit: the share of wrong tokens that
+    became right
+    """
+    import torch
+
+    from lib.dot import model as plaid
+    from lib.dot import samplers
+
+    model, tokenizer, trained, canvas = plaid.load(model_dir, config.device)
+    encoded = sequences.encode(tokenizer, problems)
+    canvas = max(canvas, *(len(e["target"]) for e in encoded))
+    choices = sorted({token for e in encoded for token in e["target"]} - set(tokenizer.all_special_ids))
+    injured = []
+    for problem, e in zip(problems, encoded, strict=True):
+        rng = random.Random(f"{config.seed} {problem.id}")
+        injured.append([*injure(e["target"][:-1], config.errors, choices, rng), tokenizer.eos_token_id])
+    gold = sequences.pad([e["target"] for e in encoded], tokenizer.pad_token_id, False, canvas)
+    hurt = sequences.pad(injured, tokenizer.pad_token_id, False, canvas)
+    source = sequences.pad([e["source"] for e in encoded], tokenizer.pad_token_id, True)
+    lengths = torch.tensor([len(e["source"]) for e in encoded])
+    mask = sequences.seen(lengths, source.shape[1], canvas)
+    device = model.device
+    source, mask, start = source.to(device), mask if mask is None else mask.to(device), hurt.to(device)
+    noise = generation.Noise(
+        [p.question for p in problems], config.seed, [0] * len(problems), (canvas, model.embed_dim), device
+    )
+    if config.start == 0:
+        ids = start
+    elif trained.loss == "masked":
+        begun = torch.where(noise.uniform() < config.start, -1, start)
+        with torch.inference_mode():
+            ids, _, _ = samplers.unmask(model, source, mask, canvas, config.steps, None, start=begun)
+    else:
+        with torch.inference_mode():
+            ids = from_time(config, model, source, mask, start, noise)
+    rows = []
+    for i, (problem, e) in enumerate(zip(problems, encoded, strict=True)):
+        n = len(e["target"])
+        right, wrong = (hurt[i, :n] == gold[i, :n]), (hurt[i, :n] != gold[i, :n])
+        same = ids[i, :n].cpu() == gold[i, :n]
+        before = generation.read(tokenizer, hurt[i].tolist(), 0.0).text
+        after = generation.read(tokenizer, ids[i].tolist(), 0.0).text
+        rows.append(
+            {
+                "problem": problem.id,
+                "injured": before,
+                "mended": after,
+                "before": answers.is_verified(problem, before),
+                "after": answers.is_verified(problem, after),
+                "kept": (same & right).sum().item() / max(1, right.sum().item()),
+                "hit": (same & wrong).sum().item() / wrong.sum().item() if wrong.any() else None,
+            }
+        )
+    write_jsonl(Path(out_dir) / "repairs.jsonl", rows)
+
+
+def from_time(config: Config, model, source, mask, ids, noise: generation.Noise):
+    """Tokens `ids` (batch, n), noised to config.start and denoised from there in config.steps even steps of time."""
+    import torch
+
+    from lib.dot import samplers, schedule
+
+    grid = [config.start * (1 - i / config.steps) for i in range(config.steps)] + [0.0]
+    times = torch.tensor(grid, dtype=torch.float64, device=model.device)
+    gammas, _ = model.gamma(times)
+    plan = samplers.table(gammas.tolist(), config.sampler, config.temperature)
+    plan = [replace(step, t=t) for step, t in zip(plan, grid, strict=False)]
+    alpha, sigma = (part.float() for part in schedule.alpha_sigma(gammas[0]))
+    z = alpha * model.embedding_matrix()[ids] + sigma * noise(-1, torch.arange(len(ids)))
+    return samplers.denoise(model, source, mask, z, plan, noise)[0]
+
+
+def summary(rows: list[dict], config: Config) -> dict:
+    """One point of the picture: shares of problems whose whole chain holds and is right, before and after."""
+    hits = [row["hit"] for row in rows if row["hit"] is not None]
+    return {
+        "errors": config.errors,
+        "start": config.start,
+        "n": len(rows),
+        "before": sum(row["before"] for row in rows) / len(rows),
+        "repaired": sum(row["after"] for row in rows) / len(rows),
+        "kept": sum(row["kept"] for row in rows) / len(rows),
+        "hit": sum(hits) / len(hits) if hits else None,
+    }

@@ -1,0 +1,108 @@
+"""Problems as rows: a source that stays clean (question, separator), a canvas that is denoised (chain, answer, end).
+
+    source   <pad> <pad> v3 + n4 ? <sep>      padded on the left, its padding is never attended to
+    canvas   r2 ⏎ #### 2 <eos> <pad> <pad>    padded on the right, its padding is part of what is learned
+
+So all canvases of a batch begin at the same column, and a model can say itself how much of its canvas it needs.
+"""
+
+from lib import models
+from lib.dot.config import PRESETS, Config
+from lib.errors import InputError
+from lib.problems import Problem
+from lib.prompts import solution
+from lib.tokenization import build_word_tokenizer
+
+
+def tokenizer_for(config: Config, problems: list[Problem]):
+    """Words and digits of the problems, or the tokenizer that the config names, with a separator. Raises InputError."""
+    if not config.tokenizer:
+        texts = [text for p in problems for text in (p.question, solution(p))]
+        return build_word_tokenizer(texts, config.digits)
+    tokenizer = models.load_tokenizer(config.tokenizer)
+    if tokenizer.eos_token_id is None or tokenizer.sep_token_id is None or tokenizer.pad_token_id is None:
+        raise InputError(
+            f"{config.tokenizer}: a diffusion model needs an end, a separator and a padding token; name them."
+        )
+    return tokenizer
+
+
+def is_preset(config: Config) -> bool:
+    """Is the model to be made from scratch?"""
+    return config.model in PRESETS
+
+
+def sources(tokenizer, questions: list[str]) -> list[list[int]]:
+    """Token ids of each question, with the separator."""
+    rows = tokenizer(questions, add_special_tokens=False)["input_ids"] if questions else []
+    return [[*row, tokenizer.sep_token_id] for row in rows]
+
+
+def encode(tokenizer, problems: list[Problem]) -> list[dict[str, list[int]]]:
+    """[{"source", "target"}]: question and separator; solution and end."""
+    written = tokenizer([solution(p) for p in problems], add_special_tokens=False)["input_ids"] if problems else []
+    asked = sources(tokenizer, [p.question for p in problems])
+    return [
+        {"source": source, "target": [*target, tokenizer.eos_token_id]}
+        for source, target in zip(asked, written, strict=True)
+    ]
+
+
+def keep_short(encoded: list[dict], max_length: int) -> list[dict]:
+    """Those of at most max_length tokens; the others are left out whole, with a printed count. An answer is never cut.
+
+    Raises InputError if none is left.
+    """
+    kept = [e for e in encoded if len(e["source"]) + len(e["target"]) <= max_length]
+    if not kept:
+        raise InputError(f"None of {len(encoded)} problems fits into max_length = {max_length} tokens; raise it.")
+    if len(kept) < len(encoded):
+        print(f"left out {len(encoded) - len(kept)} of {len(encoded)} problems: longer than {max_length} tokens")
+    return kept
+
+
+def pad(rows: list[list[int]], pad_id: int, left: bool, width: int = 0):
+    """Rows as a tensor (rows, longest or width) of ids."""
+    import torch
+
+    width = max(width, max(map(len, rows)))
+    table = torch.full((len(rows), width), pad_id)
+    for place, row in zip(table, rows, strict=True):
+        if row:
+            place[slice(width - len(row), None) if left else slice(0, len(row))] = torch.tensor(row)
+    return table
+
+
+class Rows:
+    """Encoded problems as two tables, from which batches are cut; the problems themselves are never changed."""
+
+    def __init__(self, encoded: list[dict], pad_id: int):
+        import torch
+
+        self.source = pad([e["source"] for e in encoded], pad_id, left=True)
+        self.target = pad([e["target"] for e in encoded], pad_id, left=False)
+        self.source_lengths = torch.tensor([len(e["source"]) for e in encoded])
+        self.target_lengths = torch.tensor([len(e["target"]) for e in encoded])
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, places) -> dict:
+        """The rows at `places` (a tensor), as wide as the widest of them.
+
+        source (batch, m), canvas (batch, n): ids; mask (batch, m + n): False at the source's padding, None without any
+        """
+        lengths = self.source_lengths[places]
+        m, n = int(lengths.max()), int(self.target_lengths[places].max())
+        source = self.source[places][:, self.source.shape[1] - m :]
+        canvas = self.target[places][:, :n]
+        return {"source": source, "canvas": canvas, "mask": seen(lengths, m, n)}
+
+
+def seen(lengths, m: int, n: int):
+    """(batch, m + n) bool: False at the padding before sources of these lengths, padded to m; None without any."""
+    import torch
+
+    if bool((lengths == m).all()):
+        return None
+    return torch.arange(m + n) >= m - lengths[:, None]

@@ -1,0 +1,68 @@
+"""Train a diffusion model on worked problems, on transformers' own Trainer (lib.dot.trainer)."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from lib import models, sft
+from lib.dot import sequences
+from lib.dot.config import PRESETS, Config
+from lib.errors import InputError
+from lib.problems import Problem, write_jsonl
+
+
+def load(config: Config, problems: list[Problem]):
+    """(model, tokenizer): from scratch, or what a directory holds: a model of this workbench, or published weights."""
+    from lib.dot import model as plaid
+    from lib.dot import weights
+
+    if config.model in PRESETS:
+        tokenizer = sequences.tokenizer_for(config, problems)
+        models.seed_everything(config.seed)
+        return plaid.from_scratch(config, tokenizer), tokenizer
+    if (Path(config.model) / plaid.SETTINGS).exists():
+        model, tokenizer, trained, _ = plaid.load(config.model, config.device)
+        for name in ("digits", "embed_dim", "loss", "learn_schedule", "source_scale"):
+            was, is_now = getattr(trained, name), getattr(config, name)
+            if was != is_now:
+                raise InputError(f"{config.model} was trained with {name} {was}, not {is_now}; agree.")
+        return model.train(), tokenizer
+    if not Path(config.model).is_dir():
+        known = ", ".join(PRESETS)
+        raise InputError(f"There is no diffusion model {config.model!r}; use {known}, or a folder with weights.")
+    tokenizer = sequences.tokenizer_for(config, problems)
+    return weights.load(config.model, config, len(tokenizer)), tokenizer
+
+
+def train(config: Config, train: list[Problem], valid: list[Problem], out_dir: str | Path) -> None:
+    """Train on `train`, watching how many of the first `valid_problems` of `valid` are solved.
+
+    Resumes from the last complete checkpoint in `out_dir`; on a CPU an interrupted run ends with the same weights, bit
+    for bit, as an undisturbed one. Leaves in `out_dir`:
+      model/         weights, tokenizer and settings (`lib.dot.model.load` reads them)
+      metrics.jsonl  step, loss and the bound's terms in nats a token, grad_norm; or step, right (share of valid)
+      config.json    the config
+    """
+    from lib.dot import generation
+    from lib.dot import model as plaid
+    from lib.dot.trainer import make_trainer
+
+    out_dir = Path(out_dir)
+    model, tokenizer = load(config, train)
+    encoded = sequences.keep_short(sequences.encode(tokenizer, train), config.max_length)
+    canvas = max(len(e["target"]) for e in encoded)
+    watched = valid[: config.valid_problems]
+
+    def look(learned) -> float:
+        return generation.share_right(learned, tokenizer, config, canvas, watched) if watched else 0.0
+
+    models.seed_everything(config.seed)
+    rows = sequences.Rows(encoded, tokenizer.pad_token_id)
+    trainer, learner = make_trainer(config, model, rows, look, out_dir)
+    checkpoint = sft.last_checkpoint(out_dir)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    plaid.save(learner.best(), tokenizer, config, canvas, out_dir / "model")
+    write_jsonl(out_dir / "metrics.jsonl", trainer.curve)
+    (out_dir / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+    for path in out_dir.glob("checkpoint-*"):
+        sft.discard(path)

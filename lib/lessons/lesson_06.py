@@ -1,0 +1,213 @@
+"""Exercises of 06_diffusion_of_thoughts: signal and noise, one step of the sampler, the loss."""
+
+import math
+
+import numpy as np
+
+from lib.lessons.check import Exercise
+
+# ----- 6.1
+GAMMAS = (-13.0, -4.0, -1.5, -0.3, 0.0, 0.7, 2.0, 6.0)
+
+
+def shares_make_one(alpha_sigma):
+    """The variance is preserved: alpha² + sigma² is 1 at every gamma."""
+    for gamma in GAMMAS:
+        alpha, sigma = alpha_sigma(gamma)
+        total = alpha**2 + sigma**2
+        assert math.isclose(total, 1.0, abs_tol=1e-9), f"gamma {gamma}: alpha² + sigma² is {total:.6g}"
+
+
+def shares_are_even_at_zero(alpha_sigma):
+    """At gamma 0 half of the variance is signal and half is noise: alpha and sigma are the same, the root of 1/2."""
+    alpha, sigma = alpha_sigma(0.0)
+    for name, value in (("alpha", alpha), ("sigma", sigma)):
+        assert math.isclose(value, math.sqrt(0.5), abs_tol=1e-9), f"{name} should be 0.7071, found {value:.6g}"
+
+
+def shares_have_the_ratio_of_gamma(alpha_sigma):
+    """gamma is -log SNR: alpha² / sigma² is exp(-gamma), so that a higher gamma is noisier."""
+    for gamma in GAMMAS:
+        alpha, sigma = alpha_sigma(gamma)
+        wanted = math.exp(-gamma)
+        assert sigma, f"gamma {gamma}: sigma is 0"
+        found = alpha**2 / sigma**2
+        assert math.isclose(found, wanted, rel_tol=1e-6), (
+            f"gamma {gamma}: alpha² / sigma² should be {wanted:.6g}, found {found:.6g}"
+        )
+
+
+def shares_hold_at_the_ends(alpha_sigma):
+    """A huge gamma is noise alone, a hugely negative one signal alone, and no exponential overflows."""
+    for gamma, wanted in ((800.0, (0.0, 1.0)), (-800.0, (1.0, 0.0))):
+        try:
+            found = alpha_sigma(gamma)
+        except OverflowError:
+            raise AssertionError(f"gamma {gamma:.0f}: an exponential overflows; write it with exp(-|gamma|)") from None
+        alpha, sigma = found
+        assert np.allclose((alpha, sigma), wanted, atol=1e-9), (
+            f"gamma {gamma:.0f}: (alpha, sigma) should be {wanted}, found ({alpha:.6g}, {sigma:.6g})"
+        )
+
+
+# ----- 6.2
+NOISE = np.array([[0.5, -1.25, 2.0], [-0.75, 1.5, 0.25]])
+GUESS = np.array([[1.0, 0.0, -0.5], [0.25, -1.0, 0.75]])
+STEPS = ((5.0, 3.0), (2.0, -1.0), (0.5, -4.0), (6.0, -6.0))
+
+
+def mixed(x, noise, gamma: float):
+    """alpha x + sigma noise."""
+    return x * math.sqrt(1 / (1 + math.exp(gamma))) + noise * math.sqrt(1 / (1 + math.exp(-gamma)))
+
+
+def stepped(ddim_step, z, x_hat, gamma_t: float, gamma_s: float):
+    """What the reader's function returns for copies, as an array of the shape of z."""
+    found = np.asarray(ddim_step(z.copy(), x_hat.copy(), gamma_t, gamma_s), dtype=float)
+    assert found.shape == z.shape, f"z has the shape {z.shape}, what came back {found.shape}"
+    return found
+
+
+def first(array) -> str:
+    """The numbers of the first position, rounded."""
+    return "[" + ", ".join(f"{value:.4g}" for value in array[0]) + "]"
+
+
+def step_of_no_length_stays(ddim_step):
+    """A step from a time to the same time changes nothing, whatever the guess."""
+    z = mixed(GUESS, NOISE, 1.0)
+    for gamma in (4.0, 1.0, -2.0):
+        found = stepped(ddim_step, z, GUESS + 0.5, gamma, gamma)
+        assert np.allclose(found, z, atol=1e-8), f"gamma {gamma} to {gamma}: {first(z)} became {first(found)}"
+
+
+def step_stays_on_the_noise_line(ddim_step):
+    """If the guess is right, alpha_t x + sigma_t eps becomes alpha_s x + sigma_s eps: less of the same noise."""
+    for t, s in STEPS:
+        wanted = mixed(GUESS, NOISE, s)
+        found = stepped(ddim_step, mixed(GUESS, NOISE, t), GUESS, t, s)
+        assert np.allclose(found, wanted, atol=1e-8), (
+            f"gamma {t} to {s}: the first position should be {first(wanted)}, found {first(found)}"
+        )
+
+
+def step_is_two_half_steps(ddim_step):
+    """With the same guess, two steps, by way of a time in between, lead where one leads."""
+    z = mixed(GUESS, NOISE, 1.0)
+    for t, s in STEPS:
+        half = stepped(ddim_step, z, GUESS, t, (t + s) / 2)
+        twice, once = stepped(ddim_step, half, GUESS, (t + s) / 2, s), stepped(ddim_step, z, GUESS, t, s)
+        assert np.allclose(twice, once, atol=1e-8), (
+            f"gamma {t} to {s}: two steps lead to {first(twice)}, one to {first(once)}"
+        )
+
+
+def step_ends_at_the_guess(ddim_step):
+    """A step to where there is no noise any more (a very low gamma) ends at the guess."""
+    for t in (5.0, 0.0, -3.0):
+        found = stepped(ddim_step, mixed(GUESS, NOISE, t), GUESS + 0.5, t, -60.0)
+        assert np.allclose(found, GUESS + 0.5, atol=1e-6), (
+            f"gamma {t} to -60: the guess is {first(GUESS + 0.5)}, found {first(found)}"
+        )
+
+
+# ----- 6.3
+TRUTH = np.array([[1.0, -1.0, 0.5, 0.0], [0.0, 2.0, -0.5, 1.0]])
+ERROR = np.array([[0.5, 0.0, -0.25, 1.0], [0.0, 0.125, 0.5, -0.5]])
+
+
+def costs(diffusion_loss, error, gamma: float = 0.5, gamma_prime: float = 3.0) -> float:
+    """The reader's loss of a guess that is wrong by `error`, as one number."""
+    truth = np.resize(TRUTH, error.shape)
+    found = diffusion_loss(truth.copy(), truth + error, gamma, gamma_prime)
+    assert np.ndim(found) == 0, f"one number for all positions was expected, found the shape {np.shape(found)}"
+    return float(found)
+
+
+def loss_of_a_perfect_guess_is_zero(diffusion_loss):
+    """A perfect guess costs nothing, however much noise there is."""
+    for gamma in (-5.0, 0.0, 4.0):
+        found = costs(diffusion_loss, 0 * ERROR, gamma)
+        assert abs(found) < 1e-12, f"gamma {gamma}: x_hat is x, and yet the loss is {found:.6g}"
+
+
+def loss_is_quadratic(diffusion_loss):
+    """Twice the error costs four times as much."""
+    once, twice = costs(diffusion_loss, ERROR), costs(diffusion_loss, 2 * ERROR)
+    assert once, "a wrong guess should cost something"
+    assert math.isclose(twice, 4 * once, rel_tol=1e-9), f"an error costs {once:.6g}, one twice as large {twice:.6g}"
+
+
+def loss_sums_over_the_width(diffusion_loss):
+    """An embedding's squares are summed: twice as wide, with the same errors again, costs twice as much."""
+    once, wide = costs(diffusion_loss, ERROR), costs(diffusion_loss, np.hstack([ERROR, ERROR]))
+    assert once and math.isclose(wide, 2 * once, rel_tol=1e-9), (
+        f"width 4 costs {once:.6g}, width 8 with the same errors twice costs {wide:.6g}: sum over the last axis"
+    )
+
+
+def loss_averages_over_positions(diffusion_loss):
+    """Positions are averaged: twice as many, with the same errors again, cost the same."""
+    once, long = costs(diffusion_loss, ERROR), costs(diffusion_loss, np.vstack([ERROR, ERROR]))
+    assert once and math.isclose(long, once, rel_tol=1e-9), (
+        f"2 positions cost {once:.6g}, 4 with the same errors twice cost {long:.6g}: take the mean over positions"
+    )
+
+
+def loss_follows_the_speed_of_gamma(diffusion_loss):
+    """Where gamma changes twice as fast, the loss is twice as high."""
+    once, twice = (costs(diffusion_loss, ERROR, gamma_prime=speed) for speed in (3.0, 6.0))
+    assert once and math.isclose(twice, 2 * once, rel_tol=1e-9), (
+        f"gamma_prime 3 costs {once:.6g}, gamma_prime 6 costs {twice:.6g}"
+    )
+
+
+def loss_is_half_of_what_snr_loses(diffusion_loss):
+    """It is -1/2 · d SNR/dt · error, where SNR(t) = exp(-gamma(t)), here for gamma(t) = 9t² - 4."""
+    error = float((ERROR**2).sum() / len(ERROR))
+    for t in (0.2, 0.5, 0.8):
+        slope = (math.exp(4 - 9 * (t + 1e-5) ** 2) - math.exp(4 - 9 * (t - 1e-5) ** 2)) / 2e-5
+        wanted, found = -0.5 * slope * error, costs(diffusion_loss, ERROR, 9 * t**2 - 4, 18 * t)
+        assert math.isclose(found, wanted, rel_tol=1e-5), (
+            f"t {t}: -1/2 · {slope:.6g} · {error:.6g} is {wanted:.6g}, found {found:.6g}"
+        )
+
+
+EXERCISES = {
+    "6.1": Exercise(
+        [shares_make_one, shares_are_even_at_zero, shares_have_the_ratio_of_gamma, shares_hold_at_the_ends],
+        [
+            "gamma says how much more noise than signal there is; the two shares of the variance make 1.",
+            "The signal's share is the sigmoid of -gamma, the noise's that of gamma; alpha and sigma are their roots.",
+            "sigmoid(x) = 1 / (1 + exp(-x)) if x >= 0 else exp(x) / (1 + exp(x)); sqrt of it at -gamma, and at gamma",
+        ],
+    ),
+    "6.2": Exercise(
+        [
+            step_of_no_length_stays,
+            step_stays_on_the_noise_line,
+            step_is_two_half_steps,
+            step_ends_at_the_guess,
+        ],
+        [
+            "If x_hat is the text, the rest of z is noise. Take it out, and put less of it back.",
+            "First solve z = alpha_t x_hat + sigma_t eps for eps; then mix x_hat and that eps anew, for the time s.",
+            "eps = (z - alpha_t * x_hat) / sigma_t; return alpha_s * x_hat + sigma_s * eps",
+        ],
+    ),
+    "6.3": Exercise(
+        [
+            loss_of_a_perfect_guess_is_zero,
+            loss_is_quadratic,
+            loss_sums_over_the_width,
+            loss_averages_over_positions,
+            loss_follows_the_speed_of_gamma,
+            loss_is_half_of_what_snr_loses,
+        ],
+        [
+            "A squared error, with a weight that says how much each moment of denoising counts.",
+            "SNR is exp(-gamma), so that -d SNR/dt is exp(-gamma) * gamma_prime; half of that is the weight.",
+            "0.5 * exp(-gamma) * gamma_prime * ((x - x_hat) ** 2).sum(-1).mean()",
+        ],
+    ),
+}
