@@ -112,3 +112,16 @@ class Config:
             raise InputError("The bound needs at least 2 rows in a forward pass: one at t = 0, one elsewhere.")
         if self.loss == "masked" and self.loss_scope == "all":
             raise InputError("Masked diffusion has no loss on its source; use loss_scope target.")
+
+
+def check_sizes(tasks: list[str], steps: list[int], seeds: list[int], **sizes: int) -> None:
+    """Raise InputError unless there is one number of steps a task (or one for all), and no size is too small."""
+    if len(steps) not in (1, len(tasks)):
+        raise InputError(f"steps has {len(steps)} numbers for {len(tasks)} tasks; give one a task, or one for all.")
+    for names, what in ((tasks, "task"), (seeds, "seed")):
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"Every {what} must be named once, not {names}.")
+    for name, value in sizes.items():
+        least = 0 if name in ("n_train", "cot_steps", "bound_steps") else 2 if name == "n_valid" else 1
+        if value < least:
+            raise InputError(f"{name} must be at least {least}, not {value}.")

@@ -4,11 +4,13 @@ Everything returned is plain data, for lib.dot.pictures and lib.dot.film.
 """
 
 import statistics
+from collections.abc import Callable
+from dataclasses import replace
 
 from lib import answers, evaluation
 from lib.dot import generation, sequences
 from lib.dot.config import Config as Training
-from lib.problems import Problem
+from lib.problems import Problem, make_problem
 
 
 def schedule_curve(model, trained: Training, points: int = 101) -> dict[str, list[float]]:
@@ -87,3 +89,20 @@ def fewest_steps(rows: list[dict], within: float = 0.01) -> int:
     """The smallest T whose accuracy is at most `within` below the best of `rows` (one sampler)."""
     best = max(row["right"] / row["n"] for row in rows)
     return min(row["steps"] for row in rows if row["right"] / row["n"] >= best - within)
+
+
+def filmed(model, tokenizer, trained: Training, canvas: int, how) -> Callable[[str, str, int], dict]:
+    """What lib.dot.film.live asks: (question, sampler, steps) -> an item with one run."""
+
+    def film(question: str, sampler: str, steps: int) -> dict:
+        asked = make_problem(question, [], "", "asked")
+        (item,) = films(model, tokenizer, trained, canvas, [asked], [replace(how, sampler=sampler, steps=steps)])
+        return item
+
+    return film
+
+
+def vote_accuracy(model, tokenizer, trained: Training, canvas: int, problems: list[Problem], how) -> float:
+    """The share of problems whose winning answer among how.samples is right."""
+    found, _ = generation.voted(model, tokenizer, trained, canvas, problems, how)
+    return sum(answers.is_correct(p, g.text) for p, g in zip(problems, found, strict=True)) / len(problems)

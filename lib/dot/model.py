@@ -209,6 +209,13 @@ def from_scratch(config: Config, tokenizer) -> Plaid:
     return Plaid(len(tokenizer), config, PRESETS[config.model], device).to(device)
 
 
+def with_config(model: Plaid, config: Config) -> Plaid:
+    """The same weights under other settings, such as another loss."""
+    other = Plaid(model.embedding_matrix.matrix.shape[0], config, model.sizes, model.device)
+    other.load_state_dict(model.state_dict())
+    return other.to(model.device)
+
+
 def save(model: Plaid, tokenizer, config: Config, canvas: int, out_dir: str | Path) -> None:
     """Weights, tokenizer and how it was trained; `canvas`: tokens that its longest target had."""
     out_dir = Path(out_dir)

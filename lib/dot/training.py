@@ -21,12 +21,14 @@ def load(config: Config, problems: list[Problem]):
         models.seed_everything(config.seed)
         return plaid.from_scratch(config, tokenizer), tokenizer
     if (Path(config.model) / plaid.SETTINGS).exists():
-        model, tokenizer, trained, _ = plaid.load(config.model, config.device)
-        for name in ("digits", "embed_dim", "loss", "learn_schedule", "source_scale"):
-            was, is_now = getattr(trained, name), getattr(config, name)
-            if was != is_now:
-                raise InputError(f"{config.model} was trained with {name} {was}, not {is_now}; agree.")
-        return model.train(), tokenizer
+        before, tokenizer, trained, _ = plaid.load(config.model, config.device)
+        for name in ("digits", "embed_dim", "source_scale", "places", "max_length"):
+            was, wanted = getattr(trained, name), getattr(config, name)
+            if was != wanted:
+                raise InputError(f"{config.model} was trained with {name} {was}, not {wanted}; agree.")
+        if (trained.loss == "masked") != (config.loss == "masked"):
+            raise InputError(f"{config.model} was trained with loss {trained.loss}; go on with one of its kind.")
+        return plaid.with_config(before, config), tokenizer
     if not Path(config.model).is_dir():
         known = ", ".join(PRESETS)
         raise InputError(f"There is no diffusion model {config.model!r}; use {known}, or a folder with weights.")
