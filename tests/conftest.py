@@ -145,3 +145,31 @@ def annotating(sums, tmp_path_factory):
     directory = tmp_path_factory.mktemp("annotating")
     sft.train(sft.Config(str(base), steps=60, batch_size=32, device="cpu", **rate), sums, sums[:8], directory)
     return directory / "model"
+
+
+@pytest.fixture(scope="session")
+def short_chains():
+    """44 modular chains of 1 and 2 operations: sources and canvases of two lengths."""
+    return [p for n, count in {1: 20, 2: 24}.items() for p in modular_chain.generate(count, n_operations=n, seed=n)]
+
+
+@pytest.fixture(scope="session")
+def denoiser(short_chains, tmp_path_factory):
+    """loss -> the directory of a tiny diffusion model that learned the 44 chains nearly by heart."""
+    from lib.dot import config as settings
+    from lib.dot import training
+
+    made = {}
+
+    def directory(loss):
+        if loss not in made:
+            made[loss] = tmp_path_factory.mktemp(loss)
+            size = {"model": "tiny", "loss": loss, "steps": 240, "batch_size": 44, "check_steps": 240}
+            rates = {"learning_rate": 1e-3, "embedding_rate": 1e-2, "warmup_steps": 20, "valid_problems": 0}
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setitem(settings.PRESETS, "tiny", (64, 2, 4))
+                config = settings.Config(**size, **rates, device="cpu")
+                training.train(config, short_chains, [], made[loss])
+        return made[loss] / "model"
+
+    return directory

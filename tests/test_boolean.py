@@ -34,7 +34,7 @@ every_size = pytest.mark.parametrize("n_leaves, max_depth, n_nots", SIZES)
 
 @pytest.fixture(scope="module")
 def default():
-    return boolean.generate(3000)
+    return boolean.generate(3000, 7, 4, 1, "and or xor")
 
 
 def depth(tree):
@@ -70,7 +70,7 @@ def trees(draw):
 @every_size
 def test_expressions_have_the_leaves_depth_and_nots_asked_for(n_leaves, max_depth, n_nots):
     n = 1 if n_leaves == 40 else 12
-    problems = boolean.generate(n, n_leaves, max_depth, n_nots, seed=3)
+    problems = boolean.generate(n, n_leaves, max_depth, n_nots, "and or xor", seed=3)
     assert len(problems) == len({p.id for p in problems}) == len({p.question for p in problems}) == n
     for problem in problems:
         words = problem.question.split(" ")
@@ -87,7 +87,7 @@ def test_the_question_is_written_in_one_way(default):
 
 
 def test_every_step_and_answer_is_what_python_reads_left_operand_first(default):
-    for problem in default + boolean.generate(200, 12, 6, 5, seed=1):
+    for problem in default + boolean.generate(200, 12, 6, 5, "and or xor", seed=1):
         assert (list(problem.steps), problem.answer) == chains.boolean(problem.question), problem.question
 
 
@@ -103,7 +103,7 @@ def test_the_arbiter_verifies_every_chain_and_no_other(default):
 
 @pytest.mark.parametrize("n_leaves, max_depth, n_nots", [(7, 4, 1), (5, 3, 0), (9, 8, 4)])
 def test_about_half_of_the_answers_are_true(n_leaves, max_depth, n_nots):
-    problems = boolean.generate(1500, n_leaves, max_depth, n_nots, seed=5)
+    problems = boolean.generate(1500, n_leaves, max_depth, n_nots, "and or xor", seed=5)
     assert 0.4 < sum(p.answer == "true" for p in problems) / 1500 < 0.6
 
 
@@ -119,9 +119,11 @@ def test_operators_truth_values_shapes_and_places_of_nots_are_evenly_drawn(defau
 
 
 def test_all_problems_of_a_size_may_be_asked_for_and_no_more():
-    assert len(boolean.generate(24, 2, 1, 1)) == 24  # 4 pairs of truth values, 3 operators, 2 places for `not`
     assert (
-        len(boolean.generate(576, 3, 2, 1)) == 576
+        len(boolean.generate(24, 2, 1, 1, "and or xor")) == 24
+    )  # 4 pairs of truth values, 3 operators, 2 places for `not`
+    assert (
+        len(boolean.generate(576, 3, 2, 1, "and or xor")) == 576
     )  # 8 triples of truth values, 9 pairs of operators, 4 places, 2 shapes
     assert boolean.generate(0) == []
 
@@ -142,20 +144,20 @@ def test_all_problems_of_a_size_may_be_asked_for_and_no_more():
 )
 def test_sizes_that_cannot_be_are_refused(sizes, words):
     with pytest.raises(InputError, match=re.escape(words)):
-        boolean.generate(*sizes)
+        boolean.generate(*sizes, "and or xor")
 
 
 def test_the_seed_decides_the_problems_also_in_another_process(default):
-    assert boolean.generate(3000) == default
-    assert len({p.id for p in default} & {p.id for p in boolean.generate(3000, seed=1)}) < 10
-    code = "from lib.tasks import boolean\nprint([p.id for p in boolean.generate(40)])"
+    assert boolean.generate(3000, 7, 4, 1, "and or xor") == default
+    assert len({p.id for p in default} & {p.id for p in boolean.generate(3000, 7, 4, 1, "and or xor", seed=1)}) < 10
+    code = "from lib.tasks import boolean\nprint([p.id for p in boolean.generate(40, 7, 4, 1, 'and or xor')])"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == str([p.id for p in default[:40]])
 
 
 def test_thousands_are_made_in_a_second(default):
     begun = time.process_time()
-    boolean.generate(2000, seed=9)
+    boolean.generate(2000, 7, 4, 1, "and or xor", seed=9)
     assert time.process_time() - begun < 2
 
 
@@ -175,7 +177,7 @@ def test_any_expression_is_solved_as_the_oracle_does(tree):
 def test_a_generated_problem_is_found_again_from_its_question(n_leaves, seed, data):
     n_nots = data.draw(st.integers(0, 2 * n_leaves - 2))
     max_depth = data.draw(st.integers((n_leaves - 1).bit_length(), n_leaves + 2))
-    for problem in boolean.generate(3, n_leaves, max_depth, n_nots, seed):
+    for problem in boolean.generate(3, n_leaves, max_depth, n_nots, "and or xor", seed):
         assert boolean.solve(problem.question) == problem
         assert tasks.solve(replace(problem, steps=("true",), answer="?")) == problem
 
@@ -250,7 +252,11 @@ def test_commuting_any_pairs_keeps_the_canonical_form_and_the_split(tree, data):
 
 
 def test_expressions_share_a_canonical_form_only_if_they_differ_by_order_alone():
-    every = boolean.generate(576, 3, 2, 1) + boolean.generate(864, 3, 2, 2) + boolean.generate(3000)
+    every = (
+        boolean.generate(576, 3, 2, 1, "and or xor")
+        + boolean.generate(864, 3, 2, 2, "and or xor")
+        + boolean.generate(3000, 7, 4, 1, "and or xor")
+    )
     forms = defaultdict(set)
     for problem in every:
         forms[unordered(chains.boolean_tree(problem.question))].add(canonical(problem))
@@ -259,7 +265,7 @@ def test_expressions_share_a_canonical_form_only_if_they_differ_by_order_alone()
 
 
 def test_splits_share_no_canonical_form():
-    parts = tasks.load("boolean", "", 2000, 3, n_leaves=4, max_depth=3, n_nots=1)
+    parts = tasks.load("boolean", "", 2000, 3, n_leaves=4, max_depth=3, n_nots=1, operators="and or xor")
     assert list(parts) == list(SPLITS) and sum(map(len, parts.values())) == 2000
     forms = [{canonical(p) for p in parts[name]} for name in SPLITS]
     assert not forms[0] & forms[1] and not forms[0] & forms[2] and not forms[1] & forms[2]
@@ -303,3 +309,12 @@ def test_01_verifies_the_1000_published_products(tmp_path):
     found = inspected(tmp_path, *of_a_file)
     assert list(found["tasks"]) == ["multiplication"] and sum(found["tasks"]["multiplication"].values()) == 1000
     assert (found["problems"], found["answers_extracted"], found["chains_verified"]) == (1000, 1000, 1000)
+
+
+def test_only_the_operators_asked_for():
+    for operators in ("and or", "xor", "or"):
+        found = {word for p in boolean.generate(60, 7, 4, 1, operators) for word in p.question.split()}
+        assert found & set(boolean.OPERATORS) == set(operators.split())
+    for wrong in ("", "nand", "and, or"):
+        with pytest.raises(InputError, match="boolean knows the operators and, or, xor"):
+            boolean.generate(5, operators=wrong)

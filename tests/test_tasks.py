@@ -413,7 +413,7 @@ def test_the_hub_gives_train_and_test(tmp_path):
 # --- any source, by its name ---
 
 SIZES = {"min_steps": 2, "max_steps": 2, "max_number": 40, "n_operations": 2, "modulus": 7, "n_digits": 3}
-SIZES |= {"n_leaves": 5, "max_depth": 3, "n_nots": 2}
+SIZES |= {"n_leaves": 5, "max_depth": 3, "n_nots": 2, "operators": "and xor"}
 
 
 @every_generator
@@ -426,7 +426,7 @@ def test_a_source_is_generated_with_its_own_sizes_and_split(task):
     own = {
         "word_problems": {"min_steps": 2, "max_steps": 2, "max_number": 40},
         "modular_chain": {"n_operations": 2, "modulus": 7},
-        "boolean": {"n_leaves": 5, "max_depth": 3, "n_nots": 2},
+        "boolean": {"n_leaves": 5, "max_depth": 3, "n_nots": 2, "operators": "and xor"},
     }.get(task, {"n_digits": 3})
     assert sorted(p.id for p in loaded) == sorted(p.id for p in GENERATORS[task](200, seed=6, **own))
 

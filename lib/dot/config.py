@@ -25,20 +25,21 @@ class Config:
     model             a preset, a directory that `train` left, or a folder of published weights (lib.dot.weights)
     tokenizer         empty: words and digits of the problems; else a directory or hub id, for published weights
     digits            each digit is a token; stored with the model, so that no other way can be used when asking
-    loss              "vlb": the variational bound, nats a token (Plaid); "cross_entropy": the same noise, plain
-                      cross-entropy at all times; "masked": absorbing diffusion, tokens are masked instead of noised
+    loss              "cross_entropy": of the clean tokens, at all times alike, which learns fastest at this size;
+                      "vlb": the variational bound, nats a token (Plaid), with the same noise; "masked": absorbing
+                      diffusion, tokens are masked instead of noised
     loss_scope        "target": the chain, the answer and the end, with the filler behind it; "all": every position,
                       the source's and its padding's too, as released
     embed_dim         width of the (unit-norm) embeddings that noise is added to
     gamma_0, gamma_1  -log SNR at t = 0 and t = 1, before training
     learn_schedule    the schedule's bounds minimise the bound, its shape the bound's variance ("vlb" only)
-    self_conditioning share of rows that see a first guess of their own
+    self_conditioning share of rows that see a first guess of their own; published: 0.25
     places            a learned vector for each position, counted from the canvas' beginning, beside rotary positions:
                       a small model finds out sooner where it is. Plaid has none
     source_scale      the clean source's factor; 0: sqrt(embed_dim), the size of everything else. Published: 1
     learning_rate     of everything but the next; matrices between hidden layers get it divided by width / 256 (muP).
                       Reached after warmup_steps, then down to 0 along a line
-    embedding_rate    of embeddings, schedule and its bounds
+    embedding_rate    of embeddings, schedule and its bounds; published: 0.01
     settle_steps      first steps at rate 0, in which Adam's averages settle
     prior_steps       steps in which the output prior is faded in
     weight_decay      what a step takes off the model's weights at full rate, whatever the rate; bounds_decay: off the
@@ -54,20 +55,20 @@ class Config:
     model: str = "plaid_3x128"
     tokenizer: str = ""
     digits: bool = True
-    loss: str = "vlb"
+    loss: str = "cross_entropy"
     loss_scope: str = "target"
     embed_dim: int = 16
     gamma_0: float = -3.0
     gamma_1: float = 6.0
     learn_schedule: bool = True
-    self_conditioning: float = 0.25
+    self_conditioning: float = 0.5
     places: bool = True
     source_scale: float = 0.0
     steps: int = 1500
-    batch_size: int = 128
+    batch_size: int = 32
     accumulation: int = 1
-    learning_rate: float = 1.5e-3
-    embedding_rate: float = 1e-2
+    learning_rate: float = 1e-3
+    embedding_rate: float = 1e-3
     warmup_steps: int = 50
     settle_steps: int = 10
     prior_steps: int = 50

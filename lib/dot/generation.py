@@ -49,6 +49,9 @@ class Config:
         for name in ("steps", "samples", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("canvas", "latency_problems"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be at least 0, not {getattr(self, name)}.")
         if self.temperature <= 0:
             raise InputError(f"temperature must be above 0, not {self.temperature}.")
         if not 0 < self.leave_at <= 1:

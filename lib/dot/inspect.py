@@ -36,7 +36,7 @@ def loss_by_time(model, tokenizer, trained: Training, problems: list[Problem], b
     rows = sequences.Rows(sequences.encode(tokenizer, problems), tokenizer.pad_token_id)
     batch = rows.batch(torch.arange(len(rows)))
     batch = {name: value if value is None else value.to(model.device) for name, value in batch.items()}
-    shape, found = (*batch["canvas"].shape, model.embed_dim), []
+    shape, found = (*losses.noised_columns(trained, batch)[0].shape, model.embed_dim), []
     for i in range(bins):
         t = torch.full((len(rows),), (i + 0.5) / bins, dtype=torch.float64)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(i))

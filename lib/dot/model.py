@@ -126,7 +126,8 @@ class Backbone(nn.Module):
         h = self.input_linear(x) + self.selfcond_linear(guess) + told[:, None]
         if self.places is not None:
             first = self.places.num_embeddings // 2 - (h.shape[1] - canvas)  # the canvas begins in the table's middle
-            h = h + self.places.weight[first : first + h.shape[1]]
+            where = torch.arange(first, first + h.shape[1], device=h.device)
+            h = h + self.places(where.clamp(0, self.places.num_embeddings - 1))  # beyond both ends: as at the ends
         cos, sin = self.rotary_emb(h.shape[1])
         for block in self.blocks:
             h = block(h, mask, cos, sin)

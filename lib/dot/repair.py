@@ -37,6 +37,7 @@ class Config:
             raise InputError(f"start is a time from 0 to 1, not {self.start}.")
         if self.errors < 0 or self.steps < 1:
             raise InputError(f"errors must be at least 0 and steps at least 1, not {self.errors} and {self.steps}.")
+        generation.Config(steps=self.steps, sampler=self.sampler, temperature=self.temperature)  # refuses what it does
 
 
 def injure(ids: list[int], errors: int, choices: list[int], rng: random.Random) -> list[int]:
@@ -57,6 +58,8 @@ def mend(config: Config, problems: list[Problem], model_dir: str | Path, out_dir
     from lib.dot import model as plaid
     from lib.dot import samplers
 
+    if not problems:
+        raise InputError("There is no problem to mend; give some with solutions.")
     model, tokenizer, trained, canvas = plaid.load(model_dir, config.device)
     encoded = sequences.encode(tokenizer, problems)
     canvas = max(canvas, *(len(e["target"]) for e in encoded))
@@ -130,6 +133,6 @@ def summary(rows: list[dict], config: Config) -> dict:
         "n": len(rows),
         "before": sum(row["before"] for row in rows) / len(rows),
         "repaired": sum(row["after"] for row in rows) / len(rows),
-        "kept": sum(row["kept"] for row in rows) / len(rows),
+        "tokens_kept": sum(row["kept"] for row in rows) / len(rows),
         "hit": sum(hits) / len(hits) if hits else None,
     }

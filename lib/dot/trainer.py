@@ -141,7 +141,7 @@ class DotTrainer(Trainer):
             name: value.to(self.args.device) if value is not None else None
             for name, value in self.rows.batch(inputs["problems"].cpu()).items()
         }
-        world, accumulated = self.args.world_size, self.args.gradient_accumulation_steps
+        world, accumulated = self.args.world_size, self.current_gradient_accumulation_steps  # fewer at the end
         part = self.place * world + self.args.process_index
         found = model(**batch, step=step, part=part, parts=world * accumulated)
         if "prior" in found:
@@ -183,7 +183,8 @@ class DotCallback(TrainerCallback):
             self.learner.mean.update_parameters(self.learner.model)
         step, config = state.global_step, self.learner.settings
         if step % config.check_steps == 0 or step == config.steps:
-            self.curve.append({"step": step, "right": self.look(self.learner.best())})
+            right = self.look(self.learner.best())
+            self.curve += [{"step": step, "right": right}] if right is not None else []
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in (logs or {}):
@@ -202,7 +203,7 @@ def arguments(config: Config, out_dir: Path, device) -> TrainingArguments:
         max_grad_norm=0.0,  # clipping is ours
         logging_steps=log_steps,
         save_strategy="steps",
-        save_steps=max(config.check_steps, -(-config.steps // 10 // config.check_steps) * config.check_steps),
+        save_steps=-(-max(config.check_steps, config.steps // 10) // log_steps) * log_steps,  # no loss half averaged
         save_total_limit=2,  # while one is being written, the one before it still stands
         use_cpu=device.type == "cpu",
         bf16=config.dtype == "bfloat16",
@@ -220,7 +221,7 @@ def arguments(config: Config, out_dir: Path, device) -> TrainingArguments:
 
 
 def make_trainer(config: Config, model: Plaid, rows, look, out_dir: Path):
-    """(trainer, its learner). `look(model)`: the share of validation problems that it solves."""
+    """(trainer, its learner). `look(model)`: the share of validation problems that it solves; None without any."""
     learner = Learner(model, config).to(model.device)
     trainer = DotTrainer(
         learner,

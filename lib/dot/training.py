@@ -55,8 +55,8 @@ def train(config: Config, train: list[Problem], valid: list[Problem], out_dir: s
     canvas = max(len(e["target"]) for e in encoded)
     watched = valid[: config.valid_problems]
 
-    def look(learned) -> float:
-        return generation.share_right(learned, tokenizer, config, canvas, watched) if watched else 0.0
+    def look(learned) -> float | None:
+        return generation.share_right(learned, tokenizer, config, canvas, watched) if watched else None
 
     models.seed_everything(config.seed)
     rows = sequences.Rows(encoded, tokenizer.pad_token_id)

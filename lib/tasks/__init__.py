@@ -16,7 +16,7 @@ def load(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[P
     path   a file of that source: the published form for addition, multiplication, prosqa, prontoqa, gsm8k; else JSON
            Lines of problems; empty: generate (gsm8k: look in data/gsm8k, then on the hub)
     n      how many to generate where nothing is read
-    sizes  min_steps, max_steps, max_number; n_operations, modulus; n_leaves, max_depth, n_nots (boolean); n_digits;
+    sizes  min_steps, max_steps, max_number; n_operations, modulus; n_leaves, max_depth, n_nots, operators (boolean); n_digits;
            graphs, graph_form, n_nodes, min_hops, max_hops (prosqa); n_hops (prontoqa): each generator takes its own
     A source that was published with a test split keeps it, and its training split is cut 90/10 for validation; all else
     is split 80/10/10. Raises InputError for an unknown source or a file that cannot be read.
@@ -74,7 +74,8 @@ def find(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[P
     if source == "boolean":
         from lib.tasks import boolean
 
-        return split(boolean.generate(n, sizes["n_leaves"], sizes["max_depth"], sizes["n_nots"], seed))
+        own = [sizes[key] for key in ("n_leaves", "max_depth", "n_nots", "operators")]
+        return split(boolean.generate(n, *own, seed))
     from lib.tasks import modular_chain
 
     return split(modular_chain.generate(n, sizes["n_operations"], sizes["modulus"], seed))

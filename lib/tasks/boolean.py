@@ -45,11 +45,17 @@ def shapes(leaves: int, depth: int) -> int:
     return 1 if leaves == 1 else sum(cuts(leaves, depth)) if depth > 0 else 0
 
 
-def generate(n: int, n_leaves: int = 7, max_depth: int = 4, n_nots: int = 1, seed: int = 0) -> list[Problem]:
+def generate(
+    n: int, n_leaves: int = 7, max_depth: int = 3, n_nots: int = 0, operators: str = "and or", seed: int = 0
+) -> list[Problem]:
     """`n` different problems of `n_leaves` truth values and `n_nots` nots, all equally likely.
 
     No truth value stands inside more than `max_depth` pairs. Every chain has n_leaves - 1 + n_nots steps.
+    operators   words of OPERATORS, each as likely. Chains with xor are much harder: no value may be left out of account
     """
+    used = operators.split()
+    if not used or not set(used) <= set(OPERATORS):
+        raise InputError(f"boolean knows the operators {', '.join(OPERATORS)}, not {operators!r}; change operators.")
     if not 2 <= n_leaves <= MAX_LEAVES:
         raise InputError(f"boolean wants n_leaves from 2 to {MAX_LEAVES}, got {n_leaves}; change it.")
     depth = min(max_depth, n_leaves - 1)
@@ -61,7 +67,7 @@ def generate(n: int, n_leaves: int = 7, max_depth: int = 4, n_nots: int = 1, see
     places = 2 * n_leaves - 2  # every node but the root may have one `not`
     if not 0 <= n_nots <= places:
         raise InputError(f"boolean: {n_leaves} leaves leave room for 0 to {places} nots, not {n_nots}; change n_nots.")
-    size = shapes(n_leaves, depth) * len(OPERATORS) ** (n_leaves - 1) * 2**n_leaves * comb(places, n_nots)
+    size = shapes(n_leaves, depth) * len(set(used)) ** (n_leaves - 1) * 2**n_leaves * comb(places, n_nots)
     if n > size:
         raise InputError(f"boolean has {size} problems of this size, not {n}; ask for fewer.")
     rng = random.Random(seed)
@@ -69,22 +75,22 @@ def generate(n: int, n_leaves: int = 7, max_depth: int = 4, n_nots: int = 1, see
     while len(problems) < n:
         nots = [True] * n_nots + [False] * (places - n_nots)
         rng.shuffle(nots)
-        new = solve(_pair(rng, n_leaves, depth, iter(nots)))
+        new = solve(_pair(rng, n_leaves, depth, iter(nots), used))
         problems[new.id] = new
     return list(problems.values())
 
 
-def _pair(rng: random.Random, leaves: int, depth: int, nots: Iterator[bool]) -> str:
+def _pair(rng: random.Random, leaves: int, depth: int, nots: Iterator[bool], used: list[str]) -> str:
     """A random pair with an operator between: every tree of that many leaves and that depth is equally likely."""
     left = rng.choices(range(1, leaves), cuts(leaves, depth))[0]
-    first = _operand(rng, left, depth - 1, nots)
-    return f"{first} {rng.choice(list(OPERATORS))} {_operand(rng, leaves - left, depth - 1, nots)}"
+    first = _operand(rng, left, depth - 1, nots, used)
+    return f"{first} {rng.choice(used)} {_operand(rng, leaves - left, depth - 1, nots, used)}"
 
 
-def _operand(rng: random.Random, leaves: int, depth: int, nots: Iterator[bool]) -> str:
+def _operand(rng: random.Random, leaves: int, depth: int, nots: Iterator[bool], used: list[str]) -> str:
     """A random truth value or pair in brackets, behind a `not` where the next of `nots` says so."""
     mark = "not " if next(nots) else ""
-    return mark + (rng.choice(TRUTHS) if leaves == 1 else f"( {_pair(rng, leaves, depth, nots)} )")
+    return mark + (rng.choice(TRUTHS) if leaves == 1 else f"( {_pair(rng, leaves, depth, nots, used)} )")
 
 
 def solve(question: str) -> Problem | None:

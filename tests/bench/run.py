@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.bench import coconut  # noqa: E402
+from tests.bench import coconut, dot  # noqa: E402
 from tests.bench.timing import entry, ratio  # noqa: E402
 
 
@@ -170,6 +170,7 @@ BENCHES = (
     calculator_hostile,
     memo_found,
     *coconut.ALL,
+    *dot.ALL,
 )
 
 
