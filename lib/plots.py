@@ -12,7 +12,8 @@ COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#9
 METHODS = (
     "cot answer_only rft verifier self_consistency cot_calculator zero_shot_answer in_context_answer zero_shot_cot "
     "in_context_cot self_training dpo_self_training "
-    "coconut coconut_no_thought coconut_pause_as_thought coconut_jacobi coconut_no_curriculum coconut_pause_token dot dot_multi_pass"
+    "coconut coconut_no_thought coconut_pause_as_thought coconut_jacobi coconut_no_curriculum coconut_pause_token "
+    "dot dot_multi_pass"
 ).split()
 
 

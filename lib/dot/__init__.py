@@ -11,6 +11,7 @@ position may still change while another one settles, so that an early mistake ca
     training.py   train(): transformers' Trainer                          trainer.py   its optimizer and clipping
     samplers.py   from noise to text: tables of coefficients, and the one loop that follows them
     generation.py batched answers, accuracy and cost, votes               repair.py    are injected errors mended?
+    inspect.py    schedule, loss at each time, films, accuracy by steps   speed.py     beside one token after another
     film.py       denoising, watched                                      pictures.py  and drawn
     weights.py    the published weights
 """

@@ -1,4 +1,4 @@
-"""Exercises of 06_diffusion_of_thoughts: signal and noise, one step of the sampler, the loss."""
+"""Exercises of 06_dot_training: signal and noise, one step of the sampler, the loss."""
 
 import math
 

@@ -16,8 +16,9 @@ def load(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[P
     path   a file of that source: the published form for addition, multiplication, prosqa, prontoqa, gsm8k; else JSON
            Lines of problems; empty: generate (gsm8k: look in data/gsm8k, then on the hub)
     n      how many to generate where nothing is read
-    sizes  min_steps, max_steps, max_number; n_operations, modulus; n_leaves, max_depth, n_nots, operators (boolean); n_digits;
-           graphs, graph_form, n_nodes, min_hops, max_hops (prosqa); n_hops (prontoqa): each generator takes its own
+    sizes  min_steps, max_steps, max_number; n_operations, modulus; n_digits; n_leaves, max_depth, n_nots, operators
+           (boolean); graphs, graph_form, n_nodes, min_hops, max_hops (prosqa); n_hops (prontoqa): each generator takes
+           its own
     A source that was published with a test split keeps it, and its training split is cut 90/10 for validation; all else
     is split 80/10/10. Raises InputError for an unknown source or a file that cannot be read.
     """

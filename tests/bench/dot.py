@@ -23,10 +23,10 @@ TRAINING = dict(
     device="cpu",
 )
 BRIEF = 60  # steps on multiplication: clear logits, nothing solved
-SOLVED = dict(n_leaves=4, max_depth=3, n_nots=0)  # ASKED of SOLVED_PROBLEMS are held out
-SOLVED_PROBLEMS = 600
+SOLVED = dict(n_leaves=4, max_depth=3, n_nots=0, operators="and or")
+SOLVED_PROBLEMS = 640  # all there are; ASKED of them are held out
 SOLVED_STEPS = 500
-LATENCY = dict(n_leaves=7, max_depth=3, n_nots=0)
+LATENCY = dict(n_leaves=7, max_depth=3, n_nots=0, operators="and or")
 LATENCY_PROBLEMS = 12_000
 LATENCY_DOT_STEPS = 1000
 LATENCY_WRITER_STEPS = 500
