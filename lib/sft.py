@@ -31,7 +31,8 @@ class Config:
     max_length     longest prompt with completion, in tokens; longer problems are left out and counted
     lora_rank      0 trains every weight, else a LoRA adapter of this rank on every linear layer
     dropout        every rate of dropout in the model's config; None leaves them as they are
-    words          a preset's tokens are the words and digits of the problems, as a diffusion model's are (lib.dot)
+    words          a preset's tokens are the words and digits of the problems, as a diffusion model's are (lib.dot);
+                   digits: each digit is one of them
     log_steps      steps between two points of the curve; a checkpoint comes every tenth of the run, validation every
                    quarter
     """
@@ -52,6 +53,7 @@ class Config:
     lora_rank: int = 0
     dropout: float | None = None
     words: bool = False
+    digits: bool = True
     log_steps: int = 20
     valid_problems: int = 200
     dtype: str = "float32"
@@ -134,7 +136,11 @@ def load(config: Config, problems: list[Problem] | list[Example]):
             f"LoRA adapts a trained model, and {config.model} starts from scratch; use lora_rank 0 or a trained model."
         )
     texts = [e.prompt + e.completion for e in prompts.examples(problems[:2000], "cot")]
-    tokenizer = build_word_tokenizer(texts) if config.words else build_tokenizer(texts, config.vocab_size)
+    if config.words:
+        every = [e.prompt + e.completion for e in prompts.examples(problems, "cot")]
+        tokenizer = build_word_tokenizer(every, config.digits)
+    else:
+        tokenizer = build_tokenizer(texts, config.vocab_size)
     models.seed_everything(config.seed)
     return models.load_model(config.model, tokenizer, device=config.device, dropout=config.dropout)
 

@@ -8,16 +8,18 @@ import pytest
 import torch
 
 from lib import answers, evaluation
-from lib.dot import generation, samplers
+from lib.dot import generation
 from lib.dot import model as plaid
 from lib.dot.config import SAMPLERS, Config
 from lib.errors import InputError
 from lib.generation import Generation
 from lib.problems import make_problem
+from lib.tasks import modular_chain
 from lib.tokenization import build_word_tokenizer
 
 HOW = generation.Config(steps=6, device="cpu")
 LOSSES = ("cross_entropy", "masked")
+UNSEEN = [p.question for p in modular_chain.generate(16, n_operations=3)]  # longer than any that was learned
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +163,7 @@ def test_an_answer_depends_on_its_question_and_nobody_elses(sampler, learned, sh
     model, tokenizer, trained, canvas = learned("masked" if masked else "cross_entropy")
     how = replace(HOW, steps=5) if masked else replace(HOW, steps=5, sampler=sampler)
     how = replace(how, temperature=2.0 if sampler == "unmask, drawn" else 1.0)
-    questions = [p.question for p in short_chains[10:34]]  # of two lengths
+    questions = [*(p.question for p in short_chains[14:26]), *UNSEEN]  # of three lengths
 
     def ask(asked, batch_tokens=16384, **more):
         given = replace(how, batch_tokens=batch_tokens, **more)
@@ -173,16 +175,16 @@ def test_an_answer_depends_on_its_question_and_nobody_elses(sampler, learned, sh
     assert len({text for text, _, _ in expected.values()}) > 8, "outputs differ"
     assert ask(questions, 1) == expected, "one by one"
     assert ask(questions, 50) == ask(questions[::-1], 70) == expected
-    assert ask(questions[7:9]) == {q: expected[q] for q in questions[7:9]}
+    assert ask(questions[11:14]) == {q: expected[q] for q in questions[11:14]}
     if sampler not in ("unmask", "release_x0_iteration"):
         hot = [ask(questions, seed=seed, temperature=4.0) for seed in (0, 1)]
         assert hot[0] != hot[1] and hot[0] == ask(questions, seed=0, temperature=4.0), "another seed, another sample"
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_sample_is_a_function_of_question_seed_and_index(loss, learned, short_chains):
+def test_a_sample_is_a_function_of_question_seed_and_index(loss, learned):
     model, tokenizer, trained, canvas = learned(loss)
-    how, question = replace(HOW, steps=1, temperature=4.0), short_chains[30].question
+    how, question = replace(HOW, steps=3, sampler="ancestral", temperature=3.0), UNSEEN[0]
 
     def ask(indices, seed=0):
         given = [question] * len(indices), replace(how, seed=seed), indices
@@ -220,10 +222,7 @@ def test_a_model_goes_on_as_it_was(was, learned, short_chains):
     before = torch.get_rng_state()
     generation.generate(model, tokenizer, trained, canvas, [short_chains[0].question], HOW)
     assert model.training == was and torch.equal(torch.get_rng_state(), before)
-    model.train(was)
-    with pytest.raises(InputError):
-        generation.planned(model, trained, replace(HOW, sampler="ddim")) and samplers.table([1.0, 0.0], "none")
-    assert model.eval() is model
+    model.eval()
 
 
 # --- what happens on the way ---
@@ -231,7 +230,7 @@ def test_a_model_goes_on_as_it_was(was, learned, short_chains):
 
 def test_rows_leave_when_they_are_sure_and_their_calls_are_counted(learned, short_chains):
     model, tokenizer, trained, canvas = learned()
-    questions, how = [p.question for p in short_chains[14:30]], replace(HOW, steps=12)
+    questions, how = [*UNSEEN[:12], *(p.question for p in short_chains[20:24])], replace(HOW, steps=12)
     history = [[] for _ in questions]
 
     def watch(step, places, ids, sure):
@@ -314,13 +313,7 @@ def test_what_was_answered_is_written_in_the_one_schema(loss, change, denoiser, 
     assert set(timing) == {"problems_per_second", "seconds_per_problem_batch1"}
     assert all(value > 0 for value in timing.values())
     assert timing["problems_per_second"] == pytest.approx(len(rows) / sum(row["seconds"] for row in rows))
-    (tmp_path / "stage").mkdir()
-    row = evaluation.result_row(
-        rows,
-        timing,
-        **{key: "?" for key in evaluation.ROW_KEYS[:8] if key not in ("seed",)},
-        seed=0,
-    )
+    row = evaluation.result_row(rows, timing, **dict.fromkeys(evaluation.ROW_KEYS[:8], "any"))
     assert row["forward_passes_per_problem"] == pytest.approx(sum(passes) / len(passes))
     assert row["tokens_per_problem"] == k * canvas
 

@@ -302,7 +302,7 @@ def test_a_pass_of_one_row_is_refused_where_two_kinds_are_needed():
 
 
 def settings(**more):
-    return Config(**{"self_conditioning": 0.25, **more})
+    return Config(**{"self_conditioning": 0.25, "loss": "vlb", **more})
 
 
 def test_a_draw_is_a_function_of_seed_step_and_part():

@@ -280,7 +280,7 @@ for run in runs:
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, "was not killed"
 """
 RUNS = {  # (settings, the checkpoint at which it is killed, was that one complete?)
-    "the bound, a running mean": (dict(ema=0.9), 12, True),
+    "the bound, a running mean, many reconstructed": (dict(ema=0.9, batch_size=20, gamma_0=0.0), 12, True),
     "the bound, accumulated, the checkpoint half made": (dict(ema=0.9, accumulation=2), 12, False),
     "masked, a running mean": (dict(loss="masked", ema=0.9), 18, True),
 }
@@ -344,17 +344,18 @@ def begun(train, tmp_path):
 @pytest.mark.parametrize("before, after", [("vlb", "cross_entropy"), ("cross_entropy", "vlb"), ("masked", "masked")])
 def test_a_training_goes_on_from_a_directory(before, after, begun, train, tmp_path):
     directory = begun(before)
-    config = replace(STEPS, model=str(directory), loss=after, steps=3, settle_steps=3, valid_problems=0)
+    config = replace(STEPS, model=str(directory), loss=after, steps=3, settle_steps=0, valid_problems=0)
     model, tokenizer = training.load(config, train[:2])
     old = load_file(directory / plaid.WEIGHTS)
     assert all(torch.equal(value, old[name]) for name, value in model.state_dict().items())
     assert model.learned == (after == "vlb") and model.prior == (after != "masked")
     words = plaid.load(directory, "cpu")[1].get_vocab()
     assert tokenizer.get_vocab() == words, "not that of the new problems"
-    training.train(config, train[:9], [], tmp_path / "still")
+    still = replace(config, learning_rate=1e-30, embedding_rate=1e-30, weight_decay=0.0, bounds_decay=0.0)
+    training.train(still, train[:9], [], tmp_path / "still")
     kept = load_file(tmp_path / "still" / "model" / plaid.WEIGHTS)
-    assert all(torch.equal(kept[name], value) for name, value in old.items()), "at rate 0 nothing moves"
-    training.train(replace(config, settle_steps=0), train[:9], [], tmp_path / "on")
+    assert all(torch.equal(kept[name], value) for name, value in old.items()), "at hardly any rate nothing moves"
+    training.train(config, train[:9], [], tmp_path / "on")
     moved = load_file(tmp_path / "on" / "model" / plaid.WEIGHTS)
     assert any(not torch.equal(moved[name], value) for name, value in old.items())
     assert plaid.load(tmp_path / "on" / "model", "cpu")[2].loss == after
@@ -380,6 +381,13 @@ def test_what_cannot_go_on_is_refused_in_one_sentence(before, change, says, trai
     with pytest.raises(InputError, match=says) as refused:
         training.train(config, train, [], tmp_path / "out")
     assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
+
+
+def test_words_that_a_model_does_not_know_are_refused(begun, tmp_path):
+    config = replace(STEPS, model=str(begun("vlb")), steps=1, valid_problems=0)
+    other = [make_problem(f"{n} + {n} ?", [f"sum {n}"], str(2 * n), "sums") for n in range(10, 20)]
+    with pytest.raises(InputError, match="10 of 10 solutions hold words that the model's vocabulary lacks"):
+        training.train(config, other, [], tmp_path / "out")
 
 
 def test_a_model_that_is_not_there_is_refused_with_the_presets(train, tmp_path):
@@ -495,14 +503,16 @@ def test_shares_of_1_and_0_are_settings_where_they_mean_something():
         ({"seeds": []}, "Every seed must be named once"),
         ({"tasks": []}, "Every task must be named once"),
         ({"n_train": -1}, "n_train must be at least 0"),
-        ({"cot_steps": -1}, "cot_steps must be at least 0"),
+        ({"cot_steps": [-1]}, "cot_steps must be at least 0"),
+        ({"cot_steps": [1, 2, 3]}, "cot_steps has 3 numbers for 2 tasks"),
+        ({"steps": [0]}, "steps must be at least 1"),
         ({"n_valid": 1}, "n_valid must be at least 2"),
         ({"n_test": 0}, "n_test must be at least 1"),
     ],
 )
 def test_sizes_that_fit_nothing_are_refused_by_name(change, says):
     good = {"tasks": ["a", "b"], "steps": [10], "seeds": [0, 1], "n_train": 0, "n_valid": 2, "n_test": 1}
-    check_sizes(**good, cot_steps=0)
+    check_sizes(**good, cot_steps=[0])
     check_sizes(**{**good, "steps": [10, 20]})
     with pytest.raises(InputError, match=says):
         check_sizes(**{**good, **change})

@@ -17,7 +17,7 @@ from lib.errors import InputError
 from tests.oracles import dot as oracle
 
 SIZES = 128, 2, 2  # width, blocks, heads: published models have heads of 64
-FROM_FILES = Config(places=False, device="cpu", source_scale=1.0)
+FROM_FILES = Config(loss="vlb", places=False, device="cpu", source_scale=1.0)
 
 
 def published(blocks=2, width=128, vocabulary=oracle.VOCABULARY):
@@ -198,7 +198,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_does_not_run_it(tmp_pa
 def test_sizes_that_do_not_fit_are_refused(tmp_path):
     folder = written(tmp_path / "x", random_files())
     refused(folder, "19 embeddings", "20 tokens", vocabulary=20)
-    refused(folder, "width 16", "embed_dim", config=Config(places=False, device="cpu", embed_dim=8))
+    refused(folder, "width 16", "embed_dim", config=Config(places=False, device="cpu", embed_dim=8, source_scale=1.0))
     files = random_files()
     files["model"] = {name: value for name, value in files["model"].items() if not name.startswith("blocks")}
     refused(written(folder, files), "model.pt", "0 blocks")
@@ -212,7 +212,7 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path):
 
 @pytest.fixture
 def saved(tmp_path, chains):
-    config = Config(device="cpu", places=False)
+    config = Config(device="cpu", places=False, source_scale=1.0)
     tokenizer = sequences.tokenizer_for(config, chains)
     model, _ = oracle.small_model(vocabulary=len(tokenizer))
     plaid.save(model, tokenizer, config, 9, tmp_path / "model")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lib import prompts
 from lib.tasks import arithmetic, modular_chain, word_problems
-from lib.tokenization import EOS, PAD, build_tokenizer
+from lib.tokenization import EOS, PAD, SEP, UNKNOWN, build_tokenizer, build_word_tokenizer
 
 TASKS = {
     "word_problems": word_problems.generate(300, seed=1),
@@ -154,3 +154,122 @@ def test_prompt_and_completion_tokenised_apart_are_the_whole(task, style):
         prompt, completion = prompts.prompt(problem), prompts.completion(problem, style)
         apart = tokenizer(prompt)["input_ids"] + tokenizer(completion)["input_ids"]
         assert apart == tokenizer(prompt + completion)["input_ids"]
+
+
+# --- as few tokens as a task needs ---
+
+
+WORDS = {
+    (task, digits): build_word_tokenizer(texts(problems), digits)
+    for task, problems in TASKS.items()
+    for digits in (True, False)
+}
+KNOWN = [
+    "Ann",
+    " has",
+    "has",
+    " 12",
+    "7",
+    " +",
+    "+",
+    "=",
+    "<<",
+    ">>",
+    "\n",
+    "####",
+    " ####",
+    " v3",
+    "r2",
+    " ?",
+    ".",
+    " ",
+]
+BY_DIGITS = {
+    digits: build_word_tokenizer(["".join(KNOWN), *KNOWN, *"0123456789", *(f" {n}" for n in range(10))], digits)
+    for digits in (True, False)
+}
+
+
+@pytest.mark.parametrize("digits", [True, False])
+@every_task
+def test_every_problem_survives_in_its_own_words(task, digits):
+    tokenizer = WORDS[task, digits]
+    for text in texts(TASKS[task]):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == text and tokenizer.unk_token_id not in ids
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(KNOWN), max_size=12).map("".join))
+@example("don't")
+@example("####\n\n####")
+@example("v3r2")
+@example("12 12127")
+def test_a_text_of_known_pieces_survives(text):
+    """Pieces put together may be a longer word that never occurred; then it is one unknown token, and no other."""
+    tokenizer = BY_DIGITS[True]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if tokenizer.unk_token_id in ids:
+        found = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+        unknown = [piece for piece, _ in found if piece not in tokenizer.get_vocab()]
+        assert len(unknown) == ids.count(tokenizer.unk_token_id)
+        assert all(piece not in KNOWN for piece in unknown)
+    else:
+        assert tokenizer.decode(ids) == text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(text_or_special, max_size=5).map("".join))
+@example("數学 🧮 \x00 Zürich")
+@example("\ud7ff\u200b")
+def test_no_text_is_refused_and_what_is_known_of_it_survives(text):
+    tokenizer = BY_DIGITS[True]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    vocabulary = tokenizer.get_vocab()
+    pieces_of = [piece for piece, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+    assert "".join(pieces_of) == text
+    if not any(special in text for special in (PAD, EOS, SEP, UNKNOWN)):
+        assert ids == [vocabulary.get(piece, tokenizer.unk_token_id) for piece in pieces_of]
+
+
+@pytest.mark.parametrize("digits, expected", [(True, [" 1", "2", "+", "7", "1", "2"]), (False, [" 12", "+", "712"])])
+def test_a_number_is_its_digits_or_one_token(digits, expected):
+    tokenizer = build_word_tokenizer([" 12+712", "x"], digits)
+    assert pieces(tokenizer, " 12+712") == expected
+    assert len(tokenizer) == 4 + len(set(expected)) + 1
+
+
+def test_the_four_special_tokens_come_first_and_are_never_added_by_themselves():
+    for tokenizer in WORDS.values():
+        assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3]) == [PAD, EOS, SEP, UNKNOWN]
+        ids = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id]
+        assert ids == [0, 1, 2, 3]
+        assert min(tokenizer("3 + 4")["input_ids"]) >= 3, "no end, no separator"
+        assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
+        assert tokenizer.decode([4, 1, 0, 2], skip_special_tokens=True) == tokenizer.decode([4])
+
+
+def test_a_vocabulary_holds_what_occurred_and_nothing_else():
+    tokenizer = build_word_tokenizer(["v1 + n2 ?\n", "r3\n#### 3"])
+    known = {"v1", " +", " n2", " ?", "\n", "r3", "####", " 3"}
+    assert set(tokenizer.get_vocab()) == known | {PAD, EOS, SEP, UNKNOWN}
+    assert pieces(tokenizer, "v1 + n9 ?") == ["v1", " +", UNKNOWN, " ?"], "a name that never occurred is unknown"
+    assert len(build_word_tokenizer([])) == 4
+    again = build_word_tokenizer(iter(["v1 + n2 ?\n", "r3\n#### 3"]))
+    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+
+
+@pytest.mark.parametrize("digits", [True, False])
+def test_a_saved_tokenizer_of_words_is_the_same_after_loading(digits, tmp_path):
+    from lib.models import load_tokenizer
+
+    built = WORDS["addition", digits]
+    built.save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.get_vocab() == built.get_vocab()
+    assert loaded.backend_tokenizer.to_str() == built.backend_tokenizer.to_str()
+    specials = ("pad_token_id", "eos_token_id", "sep_token_id", "unk_token_id")
+    assert [getattr(loaded, name) for name in specials] == [0, 1, 2, 3]
+    for text in [*texts(TASKS["addition"])[:50], "12 + 34 ?", "never seen"]:
+        ids = built(text, add_special_tokens=False)["input_ids"]
+        assert loaded(text, add_special_tokens=False)["input_ids"] == ids and loaded.decode(ids) == built.decode(ids)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from lib.errors import InputError
-from lib.models import check_dtype
 
 # Width, blocks and heads; every preset is trained from scratch, with a vocabulary made from the problems.
 PRESETS = {
@@ -87,7 +86,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        check_dtype(self.dtype)
+        check_precision(self.dtype)
         for name, known in {"loss": LOSSES, "loss_scope": ("target", "all")}.items():
             if getattr(self, name) not in known:
                 raise InputError(f"Unknown {name} {getattr(self, name)!r}; use {', '.join(known)}.")
@@ -115,14 +114,28 @@ class Config:
             raise InputError("Masked diffusion has no loss on its source; use loss_scope target.")
 
 
-def check_sizes(tasks: list[str], steps: list[int], seeds: list[int], **sizes: int) -> None:
+def check_precision(dtype: str) -> None:
+    """Raise InputError for anything but float32 and bfloat16: float16 would need its gradients scaled."""
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"Diffusion runs in float32 or bfloat16, not {dtype!r}.")
+
+
+def check_sizes(
+    tasks: list[str], steps: list[int], seeds: list[int], cot_steps: list[int] = (0,), **sizes: int
+) -> None:
     """Raise InputError unless there is one number of steps a task (or one for all), and no size is too small."""
-    if len(steps) not in (1, len(tasks)):
-        raise InputError(f"steps has {len(steps)} numbers for {len(tasks)} tasks; give one a task, or one for all.")
+    each = {"steps": steps, "cot_steps": cot_steps}
+    for name, numbers in each.items():
+        if len(numbers) not in (1, len(tasks)):
+            raise InputError(
+                f"{name} has {len(numbers)} numbers for {len(tasks)} tasks; give one a task, or one for all."
+            )
+        if min(numbers) < (name == "steps"):
+            raise InputError(f"{name} must be at least {int(name == 'steps')}, not {min(numbers)}.")
     for names, what in ((tasks, "task"), (seeds, "seed")):
         if not names or len(set(names)) < len(names):
             raise InputError(f"Every {what} must be named once, not {names}.")
     for name, value in sizes.items():
-        least = 0 if name in ("n_train", "cot_steps", "bound_steps") else 2 if name == "n_valid" else 1
+        least = 0 if name in ("n_train", "bound_steps") else 2 if name == "n_valid" else 1
         if value < least:
             raise InputError(f"{name} must be at least {least}, not {value}.")

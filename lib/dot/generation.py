@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lib import answers, evaluation, selection
 from lib.dot import sequences
+from lib.dot.config import SAMPLERS, check_precision
 from lib.dot.config import Config as Training
 from lib.errors import InputError
 from lib.generation import Generation, micro_batches, request_seed
@@ -42,8 +43,7 @@ class Config:
     device: str = "auto"
 
     def __post_init__(self):
-        from lib.dot.config import SAMPLERS
-
+        check_precision(self.dtype)
         if self.sampler not in SAMPLERS:
             raise InputError(f"Unknown sampler {self.sampler!r}; use {', '.join(SAMPLERS)}.")
         for name in ("steps", "samples", "batch_tokens"):

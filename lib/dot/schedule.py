@@ -54,7 +54,7 @@ def alpha_sigma(gamma):
 
 
 def spread_times(n: int, u: float, part: int = 0, parts: int = 1):
-    """n times in (0, 1], (float64): part `part` of n * parts that lie evenly, (i + u) / (n * parts), u in [0, 1).
+    """n times in [0, 1), (float64): part `part` of n * parts that lie evenly, (i + u) / (n * parts), u in [0, 1).
 
     One u for all of a step, on every process and in every accumulated pass: together their times are spread evenly,
     which makes the bound's estimate much steadier than independent times (Kingma et al., 2107.00630, appendix I).

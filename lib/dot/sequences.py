@@ -7,7 +7,7 @@ So all canvases of a batch begin at the same column, and a model can say itself 
 """
 
 from lib import models
-from lib.dot.config import PRESETS, Config
+from lib.dot.config import Config
 from lib.errors import InputError
 from lib.problems import Problem
 from lib.prompts import solution
@@ -27,11 +27,6 @@ def tokenizer_for(config: Config, problems: list[Problem]):
     return tokenizer
 
 
-def is_preset(config: Config) -> bool:
-    """Is the model to be made from scratch?"""
-    return config.model in PRESETS
-
-
 def sources(tokenizer, questions: list[str]) -> list[list[int]]:
     """Token ids of each question, with the separator."""
     rows = tokenizer(questions, add_special_tokens=False)["input_ids"] if questions else []
@@ -46,6 +41,16 @@ def encode(tokenizer, problems: list[Problem]) -> list[dict[str, list[int]]]:
         {"source": source, "target": [*target, tokenizer.eos_token_id]}
         for source, target in zip(asked, written, strict=True)
     ]
+
+
+def check_known(tokenizer, encoded: list[dict]) -> None:
+    """Raise InputError where most solutions hold tokens that the model's vocabulary lacks."""
+    unknown = sum(tokenizer.unk_token_id in e["target"] for e in encoded) if tokenizer.unk_token_id is not None else 0
+    if unknown > len(encoded) / 2:
+        raise InputError(
+            f"{unknown} of {len(encoded)} solutions hold words that the model's vocabulary lacks; go on with a model "
+            "of this task, or start from a preset."
+        )
 
 
 def keep_short(encoded: list[dict], max_length: int) -> list[dict]:

@@ -13,7 +13,7 @@ from lib import generation as writing
 from lib import models
 from lib.dot import generation
 from lib.problems import Problem
-from lib.prompts import prompt
+from lib.prompts import prompt, solution
 
 
 def compare(
@@ -32,14 +32,15 @@ def compare(
     writer.eval()
     questions = [p.question for p in problems]
     longest = max(len(ids) for ids in tokenizer([prompt(p) for p in problems])["input_ids"])
+    most = 2 + max(len(ids) for ids in tokenizer([solution(p) for p in problems])["input_ids"])
 
     def denoised(asked: list[str]) -> list:
         config = replace(how, batch_tokens=max(how.batch_tokens, len(asked) * (canvas + longest)))
         return generation.generate(denoiser, words, trained, canvas, asked, config)[0]
 
     def written(asked: list[str]) -> list:
-        budget = len(asked) * (2 * canvas + longest)
-        return writing.generate(writer, tokenizer, [f"{q}\n" for q in asked], 2 * canvas, batch_tokens=budget)
+        budget = len(asked) * (most + longest)
+        return writing.generate(writer, tokenizer, [f"{q}\n" for q in asked], most, batch_tokens=budget)
 
     def library(asked: list[str]) -> None:
         import torch
@@ -48,7 +49,7 @@ def compare(
         batch = tokenizer([f"{q}\n" for q in asked], return_tensors="pt", padding=True).to(writer.device)
         ids = dict(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         with torch.inference_mode():
-            writer.generate(**ids, max_new_tokens=2 * canvas, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+            writer.generate(**ids, max_new_tokens=most, do_sample=False, pad_token_id=tokenizer.pad_token_id)
 
     ways = (denoised, written, library)
     times: dict = {way: [] for way in ways}

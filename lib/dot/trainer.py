@@ -91,7 +91,7 @@ def groups(model: Plaid, config: Config) -> list[dict]:
 
 def rate_factor(config: Config, step: int) -> float:
     """What every rate is multiplied by: 0 while Adam settles, up along a line, and down to 0 at the end."""
-    if step < config.settle_steps:
+    if step < min(config.settle_steps, config.steps // 4):
         return 0.0
     warm = min(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
     return warm * max(0.0, 1 - step / config.steps)

@@ -51,7 +51,9 @@ def train(config: Config, train: list[Problem], valid: list[Problem], out_dir: s
 
     out_dir = Path(out_dir)
     model, tokenizer = load(config, train)
-    encoded = sequences.keep_short(sequences.encode(tokenizer, train), config.max_length)
+    encoded = sequences.encode(tokenizer, train)
+    sequences.check_known(tokenizer, encoded)
+    encoded = sequences.keep_short(encoded, config.max_length)
     canvas = max(len(e["target"]) for e in encoded)
     watched = valid[: config.valid_problems]
 

@@ -18,6 +18,8 @@ HEAD_DIM = 64  # of every published model
 
 def load(folder: str | Path, config: Config, vocabulary: int) -> Plaid:
     """A model with the weights of `folder`; its sizes are read from them. Raises InputError, naming file and weight."""
+    if config.places or config.source_scale != 1:
+        raise InputError("Published weights have no learned places and a source of scale 1; set places, source_scale.")
     folder = Path(folder)
     found = {name: read(folder / f"{name}.pt") for name in FILES}
     sizes, rows = sizes_of(folder, found["model"]), shape(folder, found, "embedding_matrix", "matrix")

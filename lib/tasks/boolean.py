@@ -8,8 +8,8 @@
         #### true
 
 Every pair but the outermost stands in brackets, and `not` stands right before a truth value or a bracket: nothing hangs
-on precedence. A step is one operation with its result, left operand first, then the right one, then what joins them. So
-all problems of one size have chains of one length, and no glance at a part of a question gives its answer.
+on precedence. A step is one operation with its result, left operand first, then the right one, then what joins them, so
+that all problems of one size have chains of one length.
 """
 
 import random

@@ -23,14 +23,11 @@ TRAINING = dict(
     device="cpu",
 )
 BRIEF = 60  # steps on multiplication: clear logits, nothing solved
-SOLVED = dict(n_leaves=4, max_depth=3, n_nots=0, operators="and or")
-SOLVED_PROBLEMS = 640  # all there are; ASKED of them are held out
-SOLVED_STEPS = 500
-LATENCY = dict(n_leaves=7, max_depth=3, n_nots=0, operators="and or")
-LATENCY_PROBLEMS = 12_000
-LATENCY_DOT_STEPS = 1000
-LATENCY_WRITER_STEPS = 500
-LATENCY_CHOICES = (1, 2, 4, 8)  # T to choose from
+SOLVED = dict(n_leaves=7, max_depth=3, n_nots=0, operators="and or")
+SOLVED_PROBLEMS = 12_000  # the first 2 * ASKED are held out: to measure, to choose T
+SOLVED_STEPS = 1000
+WRITER_STEPS = 500  # of the language model on the same problems
+CHOICES = (1, 2, 4, 8)  # T to choose from
 
 
 def trained(folder: Path, name: str, problems: list, steps: int):
@@ -53,11 +50,11 @@ def multiplication(folder: Path):
 
 
 def solved(folder: Path):
-    """(parts of a model that solves its task, held-out problems): for accuracies."""
+    """(parts of a model that solves its task, its problems): for accuracies."""
     from lib.tasks import boolean
 
     problems = boolean.generate(SOLVED_PROBLEMS, **SOLVED)
-    return trained(folder, "solved", problems[ASKED:], SOLVED_STEPS), problems[:ASKED]
+    return trained(folder, "solved", problems[2 * ASKED :], SOLVED_STEPS), problems
 
 
 def how(steps: int = STEPS, sampler: str = "ancestral"):
@@ -126,18 +123,17 @@ def sampling_vs_reference_32k(folder: Path) -> dict:
     from tests.oracles import dot_reference as reference
 
     solving, held_out = solved(folder)
-    larger = reference.with_vocabulary(solving[0], solving[2], 32_768)
-    asked, way = held_out[:ROWS], how()
-    one, (other, _) = ours(solving, asked, way), published(solving, asked, way, larger)
-    equal = sum(a == b for a, b in zip(one, other, strict=True)) / len(asked)
-    right = share_right(asked, one)
+    larger, held_out, way = reference.with_vocabulary(solving[0], solving[2], 32_768), held_out[:ASKED], how()
+    one, (other, _) = ours(solving, held_out, way), published(solving, held_out[:ROWS], way, larger)
+    equal = sum(a == b for a, b in zip(one[:ROWS], other, strict=True)) / ROWS
+    right = share_right(held_out, one)
     assert equal >= 0.99 and right >= 0.9, (equal, right)
     parts, problems = multiplication(folder)
     larger, timed = reference.with_vocabulary(parts[0], parts[2], 32_768), problems[: ROWS // 4]
     value = ratio(lambda: ours(parts, timed, way), lambda: published(parts, timed, way, larger), pairs=3)
     what = (
-        f"{len(timed)} products of 4 digits, ancestral, T = {STEPS}, plaid_3x128 with {len(parts[1])} tokens; on boolean "
-        f"expressions {equal:.1%} equal answers of {len(asked)}, {right:.1%} right"
+        f"{len(timed)} products of 4 digits, ancestral, T = {STEPS}, plaid_3x128 with {len(parts[1])} tokens; "
+        f"on boolean expressions {equal:.1%} equal answers of {ROWS}, where {right:.1%} are right"
     )
     baseline = "the published way: 256 positions, T + 1 calls, 32,768 tokens"
     return entry("dot_sampling_vs_reference_32k", value, 8, baseline, what, pairs=3)
@@ -184,7 +180,7 @@ def train_vs_reference(folder: Path) -> dict:
 def dpm8_vs_ancestral64(folder: Path) -> dict:
     """Eight steps of the second-order solver against 64 of the published default."""
     parts, problems = solved(folder)
-    fast, slow = how(8, "dpm_2m"), how(64)
+    problems, fast, slow = problems[:ASKED], how(8, "dpm_2m"), how(64)
     quick, thorough = (share_right(problems, ours(parts, problems, way)) for way in (fast, slow))
     assert len(problems) >= 200 and min(quick, thorough) >= 0.9 and quick >= thorough - 0.01, (quick, thorough)
     value = ratio(lambda: ours(parts, problems[:ROWS], fast), lambda: ours(parts, problems[:ROWS], slow))
@@ -197,24 +193,22 @@ def vs_ar_cot_latency(folder: Path) -> dict:
     from lib import generation as writing
     from lib import models, sft
     from lib.dot import inspect, speed
-    from lib.tasks import boolean
 
-    problems = boolean.generate(LATENCY_PROBLEMS, **LATENCY)
+    parts, problems = solved(folder)
     test, valid, train = problems[:ASKED], problems[ASKED : 2 * ASKED], problems[2 * ASKED :]
-    parts = trained(folder, "latency", train, LATENCY_DOT_STEPS)
     writer = folder / "writer"
     if not writer.exists():
-        sft.train(sft.Config(words=True, steps=LATENCY_WRITER_STEPS, device="cpu"), train, valid, writer)
-    looks = inspect.by_steps(*parts, valid, [how(steps, "ddim") for steps in LATENCY_CHOICES])
+        sft.train(sft.Config(words=True, steps=WRITER_STEPS, device="cpu"), train, valid, writer)
+    looks = inspect.by_steps(*parts, valid, [how(steps, "ddim") for steps in CHOICES])
     way = how(inspect.fewest_steps(looks), "ddim")
     denoised = share_right(test, ours(parts, test, way))
     model, tokenizer = models.load_model(str(writer / "model"), device="cpu")
     found = writing.generate(model, tokenizer, [f"{p.question}\n" for p in test], 2 * parts[3])
     written = share_right(test, [g.text for g in found])
-    mine, other = speed.compare(folder / "latency" / "model", writer / "model", test, way, alone=20)
+    mine, other = speed.compare(folder / "solved" / "model", writer / "model", test, way, alone=20)
     together = mine["problems_per_second"] / other["problems_per_second"]
     what = (
-        f"boolean expressions of {LATENCY['n_leaves']} leaves one at a time, T = {way.steps} against "
+        f"boolean expressions of {SOLVED['n_leaves']} leaves one at a time, T = {way.steps} against "
         f"{other['length']:.0f} tokens; accuracies on {len(test)}: {denoised:.1%} and {written:.1%}; "
         f"{together:.2f} x with {len(test)} at once"
     )

@@ -24,7 +24,7 @@ def small_model(seed: int = 0, vocabulary: int = VOCABULARY, sizes: tuple = SIZE
     from lib.dot.config import Config
     from lib.dot.model import Plaid
 
-    config = Config(**{"places": False, **settings})
+    config = Config(**{"places": False, "loss": "vlb", **settings})
     torch.manual_seed(seed)
     model = Plaid(vocabulary, config, sizes)
     with torch.no_grad():
