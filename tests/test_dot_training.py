@@ -548,3 +548,42 @@ def test_no_way_to_ask_is_refused(change, says):
 def test_no_way_to_injure_is_refused(change, says):
     with pytest.raises(InputError, match=says):
         repair.Config(**change)
+
+
+# --- a tokenizer of the user's ---
+
+
+def named_tokenizer(folder, **names):
+    """A byte-level BPE that knows 16 and 42 as tokens, with the special tokens `names`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=["<e>", "<s>", "<p>"], initial_alphabet=alphabet, show_progress=False)
+    inner.train_from_iterator(["16 42 16 42"] * 9, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=inner, **names).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_users_tokenizer_takes_digits_apart_and_is_saved_so(tmp_path):
+    folder = named_tokenizer(tmp_path / "theirs", eos_token="<e>", sep_token="<s>", pad_token="<p>")
+    whole = sequences.tokenizer_for(Config(tokenizer=folder, digits=False), [])
+    apart = sequences.tokenizer_for(Config(tokenizer=folder, digits=True), [])
+    assert whole.tokenize("16-42") == ["16", "-", "42"]
+    assert apart.tokenize("16-42") == ["1", "6", "-", "4", "2"]
+    assert apart.decode(apart("16 - 42")["input_ids"]) == "16 - 42"
+    apart.save_pretrained(tmp_path / "again")
+    again = sequences.tokenizer_for(Config(tokenizer=str(tmp_path / "again"), digits=False), [])
+    assert again.tokenize("16-42") == ["1", "6", "-", "4", "2"]
+
+
+@pytest.mark.parametrize("missing", ["eos_token", "sep_token", "pad_token"])
+def test_a_users_tokenizer_without_a_token_of_its_own_for_each_task_is_refused(tmp_path, missing):
+    """The library's loader takes the end for padding where there is none; that would teach ends as filler."""
+    names = {"eos_token": "<e>", "sep_token": "<s>", "pad_token": "<p>"}
+    names.pop(missing)
+    folder = named_tokenizer(tmp_path / "theirs", **names)
+    with pytest.raises(InputError, match="three different ones"):
+        sequences.tokenizer_for(Config(tokenizer=folder), [])

@@ -156,7 +156,7 @@ def denoise(
 
 
 def unmask(model: Plaid, source, mask, n: int, steps: int, uniform, temperature: float = 0.0, watch=None, start=None):
-    """`denoise` for masked diffusion: n positions start masked; after call i at most n (1 - (i + 1) / T) still are.
+    """`denoise` for masked diffusion: of the masked positions, a share of 1 - (i + 1) / T still is after call i.
 
     The surest go first. temperature  0: each gets its likeliest token; above 0 one drawn by `uniform` (batch, n), and
     is as sure as that token is likely
@@ -167,7 +167,7 @@ def unmask(model: Plaid, source, mask, n: int, steps: int, uniform, temperature:
     embedding = model.embedding_matrix()
     clean = embedding[source]
     ids = torch.full((len(source), n), -1, device=source.device) if start is None else start.clone()
-    sure = torch.zeros(ids.shape, device=source.device)
+    sure, first = torch.zeros(ids.shape, device=source.device), (ids < 0).sum(1)
     for i in range(steps):
         hidden = ids < 0
         z = embedding[ids.clamp(min=0)] * ~hidden[:, :, None]
@@ -177,9 +177,9 @@ def unmask(model: Plaid, source, mask, n: int, steps: int, uniform, temperature:
         if temperature:
             best = (probabilities.cumsum(-1) < uniform[:, :, None]).sum(-1).clamp(max=logits.shape[-1] - 1)
             likely = probabilities.gather(-1, best[:, :, None])[:, :, 0]
-        keep = n * (steps - i - 1) // steps  # masked after this call
-        order = torch.where(hidden, likely, torch.full_like(likely, 2.0)).argsort(1)  # least sure first
-        stays = torch.zeros_like(hidden).scatter(1, order[:, :keep], True) & hidden
+        keep = first * (steps - i - 1) // steps  # masked after this call, in each row
+        rank = torch.where(hidden, likely, torch.full_like(likely, 2.0)).argsort(1).argsort(1)  # least sure first
+        stays = (rank < keep[:, None]) & hidden
         ids = torch.where(hidden & ~stays, best, ids)
         sure = torch.where(hidden, likely, sure)
         if watch:

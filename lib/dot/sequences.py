@@ -15,15 +15,28 @@ from lib.tokenization import build_word_tokenizer
 
 
 def tokenizer_for(config: Config, problems: list[Problem]):
-    """Words and digits of the problems, or the tokenizer that the config names, with a separator. Raises InputError."""
+    """Words and digits of the problems, or the tokenizer that the config names. Raises InputError.
+
+    A named one must have an end, a separator and a padding token of its own; with config.digits it is made to take
+    every digit apart, as published. It is saved with the model, so that no other way is used when asking.
+    """
     if not config.tokenizer:
         texts = [text for p in problems for text in (p.question, solution(p))]
         return build_word_tokenizer(texts, config.digits)
     tokenizer = models.load_tokenizer(config.tokenizer)
-    if tokenizer.eos_token_id is None or tokenizer.sep_token_id is None or tokenizer.pad_token_id is None:
+    ends = tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+    if None in ends or len(set(ends)) < 3:
         raise InputError(
-            f"{config.tokenizer}: a diffusion model needs an end, a separator and a padding token; name them."
+            f"{config.tokenizer}: needs an end, a separator and a padding token, three different ones; "
+            "name them in its tokenizer_config.json."
         )
+    if config.digits:
+        from tokenizers.pre_tokenizers import Digits, Sequence
+
+        if not tokenizer.is_fast:
+            raise InputError(f"{config.tokenizer}: digits are taken apart in fast tokenizers alone; set digits false.")
+        inner, cut = tokenizer.backend_tokenizer, Digits(individual_digits=True)
+        inner.pre_tokenizer = Sequence([cut, inner.pre_tokenizer]) if inner.pre_tokenizer else cut
     return tokenizer
 
 

@@ -23,7 +23,7 @@ def compare(
 
     seconds   the median of `alone` problems asked one at a time, in turns, after one to warm up
     length    tokens of a chain with its answer, on average
-    problems_per_second   all `problems` in one batch
+    problems_per_second   all `problems` in one batch, the median of three times
     """
     from lib.dot import model as plaid
 
@@ -57,7 +57,11 @@ def compare(
         for way in ways:
             times[way].append(seconds(way, [question]))
     single = {way: statistics.median(found[1:]) for way, found in times.items()}
-    together = {way: len(questions) / seconds(way, questions) for way in ways}
+    many: dict = {way: [] for way in ways}
+    for _ in range(4):  # the first time warms up
+        for way in ways:
+            many[way].append(len(questions) / seconds(way, questions))
+    together = {way: statistics.median(found[1:]) for way, found in many.items()}
     length = statistics.fmean(g.tokens for g in written(questions[:50]))
     row = {"method": f"dot T={how.steps}", "length": canvas, "passes": how.steps, "seconds": single[denoised]}
     other = {"method": "cot", "length": length, "passes": length, "seconds": min(single[written], single[library])}
