@@ -452,7 +452,8 @@ def test_what_stands_already_stays():
     start = torch.tensor([[3, -1, -1, 4, -1, -1], [-1] * 6, [5] * 6])
     ids, hidden = hidden_counts(6, 4, start)
     assert ids.tolist() == [[3, 2, 2, 4, 2, 2], [2] * 6, [5] * 6]
-    assert [masked.sum(1).tolist() for masked in hidden] == [[4, 6, 0], [3, 4, 0], [2, 3, 0], [1, 1, 0]], "evenly in each row"
+    # evenly in each row
+    assert [masked.sum(1).tolist() for masked in hidden] == [[4, 6, 0], [3, 4, 0], [2, 3, 0], [1, 1, 0]]
     assert start[0, 1] == -1, "what was given is not changed"
 
 
