@@ -31,7 +31,8 @@ def compare(
     writer, tokenizer = models.load_model(str(writer_dir), dtype=how.dtype, device=how.device)
     writer.eval()
     questions = [p.question for p in problems]
-    longest = max(len(ids) for ids in tokenizer([prompt(p) for p in problems])["input_ids"])
+    prompts = {p.question: prompt(p) for p in problems}
+    longest = max(len(ids) for ids in tokenizer(list(prompts.values()))["input_ids"])
     most = 2 + max(len(ids) for ids in tokenizer([solution(p) for p in problems])["input_ids"])
 
     def denoised(asked: list[str]) -> list:
@@ -40,13 +41,13 @@ def compare(
 
     def written(asked: list[str]) -> list:
         budget = len(asked) * (most + longest)
-        return writing.generate(writer, tokenizer, [f"{q}\n" for q in asked], most, batch_tokens=budget)
+        return writing.generate(writer, tokenizer, [prompts[q] for q in asked], most, batch_tokens=budget)
 
     def library(asked: list[str]) -> None:
         import torch
 
         tokenizer.padding_side = "left"
-        batch = tokenizer([f"{q}\n" for q in asked], return_tensors="pt", padding=True).to(writer.device)
+        batch = tokenizer([prompts[q] for q in asked], return_tensors="pt", padding=True).to(writer.device)
         ids = dict(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         with torch.inference_mode():
             writer.generate(**ids, max_new_tokens=most, do_sample=False, pad_token_id=tokenizer.pad_token_id)
