@@ -114,7 +114,15 @@ def from_scratch(preset: str, tokenizer, dropout: float = 0.0):
         set_dropout(config, dropout)
         return LlamaForCausalLM(config)
     if sizes["family"] == "gpt2":
-        config = GPT2Config(n_embd=width, n_layer=layers, n_head=heads, n_positions=1024, bos_token_id=None, **ids)
+        config = GPT2Config(
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads,
+            n_positions=1024,
+            bos_token_id=None,
+            activation_function="gelu_pytorch_tanh",  # GPT-2's own function (its "gelu_new") in one kernel, not nine
+            **ids,
+        )
         set_dropout(config, dropout)
         return GPT2LMHeadModel(config)
     config = T5Config(

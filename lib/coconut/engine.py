@@ -72,19 +72,21 @@ class Coconut(nn.Module):
         if most == 0 or (self.source == "pause" and edit is None):  # nothing is fed back
             return self.read(batch, embeds, 0, cache)[-1]
         cache = DynamicCache(config=self.model.config) if cache is None else cache
-        states = self.read(batch, embeds[:, :first], 0, cache)
+        # cut once: every slice of its own would cost a zero-filled gradient of the whole length
+        question, *own, rest = embeds.split([first, *[1] * most, embeds.shape[1] - first - most], 1)
+        states = self.read(batch, question, 0, cache)
         if self.passes is not None:
-            return self.in_parallel(batch, embeds, states, cache, edit)
+            return self.in_parallel(batch, own, rest, states, cache, edit)
         parts = [states[-1]]
         for j in range(most):
-            inputs = self.inputs(batch, embeds, tuple(s[:, -1] for s in states), j, edit)[:, None]
+            inputs = self.inputs(batch, own[j], tuple(s[:, -1] for s in states), j, edit)
             if j == most - 1:
-                inputs = torch.cat([inputs, embeds[:, first + most :]], 1)
+                inputs = torch.cat([inputs, rest], 1)
             states = self.read(batch, inputs, first + j, cache)
             parts.append(states[-1])
         return torch.cat(parts, 1)
 
-    def in_parallel(self, batch: dict, embeds, states, cache, edit):
+    def in_parallel(self, batch: dict, own: list, rest, states, cache, edit):
         """`hidden` from the question's states on, all thoughts refined at once.
 
         The first thought is exact from the start, the others start as the token <latent>; each refinement reads them
@@ -92,25 +94,28 @@ class Coconut(nn.Module):
         """
         first, most = batch["first"], batch["most"]
         parts = [states[-1]]
-        head = self.inputs(batch, embeds, tuple(s[:, -1] for s in states), 0, edit)[:, None]
-        block = torch.cat([head, embeds[:, first + 1 : first + most]], 1)
+        head = self.inputs(batch, own[0], tuple(s[:, -1] for s in states), 0, edit)
+        block = torch.cat([head, *own[1:]], 1)
         for _ in range(min(self.passes, most - 1)):  # after most - 1 all are exact
             states = self.read(batch, block, first, cache)
             cache.crop(-most)
             refined = [
-                self.inputs(batch, embeds, tuple(s[:, j - 1] for s in states), j, edit)[:, None] for j in range(1, most)
+                self.inputs(batch, own[j], tuple(s[:, j - 1] for s in states), j, edit) for j in range(1, most)
             ]
             block = torch.cat([head, *refined], 1)
-        inputs = torch.cat([block, embeds[:, first + most :]], 1)
+        inputs = torch.cat([block, rest], 1)
         return torch.cat([*parts, self.read(batch, inputs, first, cache)[-1]], 1)
 
-    def inputs(self, batch: dict, embeds, states: tuple, j: int, edit):
-        """What the j-th latent position is fed (batch, width): a thought; in rows with fewer, the token's embedding."""
-        table = self.model.get_input_embeddings().weight
+    def inputs(self, batch: dict, own, states: tuple, j: int, edit):
+        """What the j-th latent position is fed (batch, 1, width): a thought; in rows with fewer, the token's embedding.
+
+        own     the embeddings (batch, 1, width) of the tokens there
+        states  hidden states (batch, width) of the position before
+        """
+        table, own = self.model.get_input_embeddings().weight, own[:, 0]
         made = sources.thought(self.source, states, table[self.markers[2]], self.model, self.projection)
-        own = embeds[:, batch["first"] + j]
         inputs = torch.where((batch["thoughts"] > j)[:, None], made.to(own.dtype), own)
-        return inputs if edit is None else edit(j, inputs)
+        return (inputs if edit is None else edit(j, inputs))[:, None]
 
     def read(self, batch: dict, embeds, begin: int, cache) -> tuple:
         """Read `embeds` (batch, columns, width) as the columns from `begin` on; hidden states, the last one last."""
