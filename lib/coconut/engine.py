@@ -99,9 +99,7 @@ class Coconut(nn.Module):
         for _ in range(min(self.passes, most - 1)):  # after most - 1 all are exact
             states = self.read(batch, block, first, cache)
             cache.crop(-most)
-            refined = [
-                self.inputs(batch, own[j], tuple(s[:, j - 1] for s in states), j, edit) for j in range(1, most)
-            ]
+            refined = [self.inputs(batch, own[j], tuple(s[:, j - 1] for s in states), j, edit) for j in range(1, most)]
             block = torch.cat([head, *refined], 1)
         inputs = torch.cat([block, rest], 1)
         return torch.cat([*parts, self.read(batch, inputs, first, cache)[-1]], 1)
