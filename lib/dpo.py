@@ -13,7 +13,7 @@ import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lib import models, sft
+from lib import models, sft, trainers
 from lib.errors import InputError
 from lib.preferences import Opinion, Pair
 from lib.problems import write_jsonl
@@ -175,7 +175,7 @@ def make_trainer(config: Config, model, tokenizer, train, watched, out_dir: Path
 
         trainer = causal_dpo.make_trainer(config, how, **shared)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(sft.callbacks(config.loss if config.loss == "kto" else "dpo", config.steps))
+    trainer.add_callback(trainers.callbacks(config.loss if config.loss == "kto" else "dpo", config.steps))
     return trainer
 
 
@@ -206,16 +206,14 @@ def train(
     fits = [item for item in watched if fitting(config, encode(tokenizer, [item]))]
     watched_set = make_dataset(config, tokenizer, fits) if fits else None
     trainer = make_trainer(config, loaded, tokenizer, train_set, watched_set, out_dir)
-    checkpoint = sft.last_checkpoint(out_dir)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainers.run(trainer, out_dir)
     if "ref" in getattr(trainer.model, "peft_config", {}):
         trainer.model.delete_adapter("ref")
     (out_dir / "README.md").unlink(missing_ok=True)  # the library's model card, which knows nothing
     models.save_model(trainer.model, tokenizer, out_dir / "model")
     write_jsonl(out_dir / "metrics.jsonl", curve(trainer.state.log_history))
     (out_dir / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
-    for path in out_dir.glob("checkpoint-*"):
-        sft.discard(path)
+    trainers.discard_all(out_dir)
 
 
 def last(directory: str | Path) -> dict[str, float]:

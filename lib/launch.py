@@ -28,7 +28,6 @@ def start_notebook(stage: str, directory: Path, parameters: dict, progress_file:
         "WORKBENCH_PROGRESS": str(progress_file),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "TOKENIZERS_PARALLELISM": "false",
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # spinning threads stall on a busy CPU
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",

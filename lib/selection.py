@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from lib import answers, models, prompts, sft
+from lib import answers, models, prompts, sft, trainers
 from lib.errors import InputError
 from lib.problems import Problem, write_jsonl
 from lib.progress import Bar
@@ -161,14 +161,12 @@ def train(config: Config, problems: list[Problem] | list[Example], samples_dir, 
         compute_loss_func=loss,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(sft.callbacks("verifier", config.steps))
-    checkpoint = sft.last_checkpoint(out_dir)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.add_callback(trainers.callbacks("verifier", config.steps))
+    trainers.run(trainer, out_dir)
     models.save_model(trainer.model, tokenizer, out_dir / "model")
     write_jsonl(out_dir / "metrics.jsonl", sft.curve(trainer.state.log_history))
     (out_dir / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
-    for path in out_dir.glob("checkpoint-*"):
-        sft.discard(path)
+    trainers.discard_all(out_dir)
 
 
 def score(network, tokenizer, examples: list[Example], texts: list[str], batch_size: int = 64) -> list[float]:

@@ -6,15 +6,12 @@ included and the prompt's excluded.
 """
 
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lib import models, prompts
+from lib import models, prompts, trainers
 from lib.errors import InputError
 from lib.problems import Problem, write_jsonl
-from lib.progress import Bar
 from lib.prompts import Example
 from lib.tokenization import build_tokenizer, build_word_tokenizer, tokenize
 
@@ -150,12 +147,9 @@ def trainer_arguments(config: Config, out_dir: Path, device) -> dict:
     tenth = -(-config.steps // 10)
     log_steps = min(config.log_steps, tenth)
     save_steps = -(-tenth // log_steps) * log_steps
-    return dict(
-        output_dir=str(out_dir),
+    return trainers.settings(config, out_dir, device) | dict(
         max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size // config.accumulation,
         per_device_eval_batch_size=config.batch_size // config.accumulation,
-        gradient_accumulation_steps=config.accumulation,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": config.min_lr_rate},
@@ -166,18 +160,7 @@ def trainer_arguments(config: Config, out_dir: Path, device) -> dict:
         logging_steps=log_steps,
         eval_strategy="steps",
         eval_steps=max(1, config.steps // 4),
-        save_strategy="steps",
         save_steps=save_steps,
-        save_total_limit=2,  # while one is being written, the one before it still stands
-        use_cpu=device.type == "cpu",
-        bf16=config.dtype == "bfloat16",
-        fp16=config.dtype == "float16",
-        disable_tqdm=True,
-        report_to="none",
-        remove_unused_columns=False,
-        dataloader_pin_memory=device.type != "cpu",
-        seed=config.seed,
-        data_seed=config.seed,
     )
 
 
@@ -219,7 +202,7 @@ def make_trainer(config: Config, model, tokenizer, train, valid, out_dir: Path):
             peft_config=models.lora_config(model, config.lora_rank) if config.lora_rank else None,
         )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(callbacks(f"sft {config.style}", config.steps))
+    trainer.add_callback(trainers.callbacks(f"sft {config.style}", config.steps))
     return trainer
 
 
@@ -229,56 +212,6 @@ def mean_loss(outputs, labels, num_items_in_batch=None):
 
     total = cross_entropy(outputs.logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
     return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
-
-
-def callbacks(label: str, total: int):
-    """A trainer callback that moves the progress bar and marks each finished checkpoint."""
-    from transformers import TrainerCallback
-
-    class Callback(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.bar = Bar(label, total, done=state.global_step).__enter__()
-            self.loss = "?"
-
-        def on_step_end(self, args, state, control, **kwargs):
-            self.bar.update(loss=self.loss)
-            if state.global_step >= state.max_steps:
-                control.should_save = False  # the model itself is saved next; resuming here would take a step too many
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            self.loss = f"{logs['loss']:.3f}" if "loss" in logs else self.loss
-
-        def on_save(self, args, state, control, **kwargs):
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-        def on_train_end(self, args, state, control, **kwargs):
-            self.bar.__exit__()
-
-    return Callback()
-
-
-def mark_complete(checkpoint: Path) -> None:
-    """Flush a checkpoint's files to disk, then mark it: one without the mark was cut off while being written."""
-    for file in checkpoint.iterdir():
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
-    (checkpoint / "complete").touch()
-
-
-def discard(checkpoint: Path) -> None:
-    """Delete a checkpoint, its mark first: cut off halfway, it must not pass for complete."""
-    (checkpoint / "complete").unlink(missing_ok=True)
-    shutil.rmtree(checkpoint)
-
-
-def last_checkpoint(out_dir: Path) -> Path | None:
-    """The newest complete checkpoint of an interrupted run; incomplete ones are deleted."""
-    found = sorted(out_dir.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
-    for path in found:
-        if not (path / "complete").exists():
-            discard(path)
-    complete = [path for path in found if path.exists()]
-    return complete[-1] if complete else None
 
 
 def train(
@@ -306,13 +239,11 @@ def train(
         make_dataset(config, tokenizer, valid[: config.valid_problems], two_sided),
         out_dir,
     )
-    checkpoint = last_checkpoint(out_dir)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainers.run(trainer, out_dir)
     models.save_model(trainer.model, tokenizer, out_dir / "model")
     write_jsonl(out_dir / "metrics.jsonl", curve(trainer.state.log_history))
     (out_dir / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
-    for path in out_dir.glob("checkpoint-*"):
-        discard(path)
+    trainers.discard_all(out_dir)
 
 
 def curve(history: list[dict]) -> list[dict]:

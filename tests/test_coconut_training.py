@@ -236,11 +236,11 @@ def same_end(one, two):
 # Each training runs in a process of its own, which kills itself: right after a checkpoint, or with one half made.
 KILLED = """
 import json, os, signal, sys
-from lib import problems, sft
+from lib import problems, sft, trainers
 from lib.coconut import training
 from lib.coconut.config import Config
 train, valid, *runs = sys.argv[1:]
-train, valid, real = problems.read_jsonl(train), problems.read_jsonl(valid), sft.mark_complete
+train, valid, real = problems.read_jsonl(train), problems.read_jsonl(valid), trainers.mark_complete
 for run in runs:
     config, last, marked, out_dir = json.loads(run)
     def mark(checkpoint):
@@ -251,7 +251,7 @@ for run in runs:
             os.kill(os.getpid(), signal.SIGKILL)
     child = os.fork()
     if not child:
-        sft.mark_complete = mark
+        trainers.mark_complete = mark
         training.train(Config(**config), train, valid, out_dir)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, "was not killed"
@@ -306,7 +306,7 @@ def test_a_run_repeats_to_the_bit_and_another_seed_does_not(tiny_llama, chains, 
 
 
 def test_a_model_with_a_head_of_its_own_trains_and_resumes(tiny_llama, chains, tmp_path, monkeypatch):
-    from lib import sft
+    from lib import trainers
     from tests.test_sft import Cut, cut_at
 
     tokenizer, base = models.load_tokenizer(str(tiny_llama)), tmp_path / "base"
@@ -318,7 +318,7 @@ def test_a_model_with_a_head_of_its_own_trains_and_resumes(tiny_llama, chains, t
     with monkeypatch.context() as patch, pytest.raises(Cut):
         cut_at(patch, 6, mark=True)
         training.train(config, *some(chains), tmp_path / "cut")
-    assert sft.last_checkpoint(tmp_path / "cut").name == "checkpoint-6"
+    assert trainers.last_checkpoint(tmp_path / "cut").name == "checkpoint-6"
     training.train(config, *some(chains), tmp_path / "cut")
     same_end(tmp_path / "whole", tmp_path / "cut")
     thinker, saved, _, _ = engine.load(tmp_path / "whole" / "model", device="cpu")

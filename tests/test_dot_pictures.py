@@ -127,7 +127,7 @@ def test_the_loss_at_each_time_has_its_band_and_the_start_where_it_is_known():
     assert points(learned) == [(0.25, 1.0), (0.75, 2.0)] and points(first) == [(0.75, 3.0)]
     corners = {tuple(point) for path in ax.collections[0].get_paths() for point in path.vertices.tolist()}
     assert {(0.25, 0.5), (0.25, 1.25), (0.75, 1.5), (0.75, 2.25)} <= corners
-    assert names(ax) == ["learned schedule", "schedule of the start"] and ax.get_ylim()[1] > 3.0
+    assert names(ax) == ["in the end", "before"] and ax.get_ylim()[1] > 3.0
     (ax,) = pictures.loss_by_time([{**row, "start_loss": None} for row in TIMES]).axes
     assert len(ax.lines) == 1 and ax.get_legend() is None and ax.get_ylim()[1] > 2.25
 

@@ -93,7 +93,7 @@ def test_at_time_0_nothing_changes_and_the_end_is_never_hit(errors, loss, mended
 
 def noised(learned, ids, start, steps=3, sampler="ddim"):
     """(the state that denoising begins with, the tokens that it ends with) of canvases with these tokens."""
-    model, tokenizer, _, canvas = learned["cross_entropy"]
+    model, tokenizer, told, canvas = learned["cross_entropy"]
     questions = ["v1 - n3 ?"] * len(ids)
     source = sequences.pad(sequences.sources(tokenizer, questions), tokenizer.pad_token_id, True)
     noise = generation.Noise(questions, 0, [0] * len(ids), (canvas, model.embed_dim), "cpu")
@@ -102,7 +102,7 @@ def noised(learned, ids, start, steps=3, sampler="ddim"):
     try:
         with torch.inference_mode():
             how = replace(HOW, start=start, steps=steps, sampler=sampler)
-            end = repair.from_time(how, model, source, None, ids, noise)
+            end = repair.from_time(how, model, told, source, None, ids, noise)
     finally:
         del model.guess
     return states[0], end

@@ -252,7 +252,7 @@ def test_a_repair_starts_from_the_noise_of_its_time():
     stub.gamma, draws = model.gamma, torch.randn(3, 5, 16)
     how = repair.Config(start=0.6, steps=3)
     with torch.no_grad():
-        repair.from_time(how, stub, torch.zeros(3, 1, dtype=torch.long), None, tokens, lambda i, rows: draws)
+        repair.from_time(how, stub, Config(), torch.zeros(3, 1, dtype=torch.long), None, tokens, lambda i, rows: draws)
         gammas = model.gamma(torch.tensor([0.6, 0.4, 0.2], dtype=torch.float64))[0]
     assert len(stub.calls) == 3
     for call, gamma in zip(stub.calls, gammas.tolist(), strict=True):

@@ -259,11 +259,11 @@ def test_the_last_problem_may_stand_alone_in_its_batch(train, tmp_path):
 # Each training runs in a process of its own, which kills itself: right after a checkpoint, or with one half made.
 KILLED = """
 import json, os, signal, sys
-from lib import problems, sft
+from lib import problems, sft, trainers
 from lib.dot import config, training
 config.PRESETS["tiny"] = (32, 1, 4)
 train, valid, *runs = sys.argv[1:]
-train, valid, real = problems.read_jsonl(train), problems.read_jsonl(valid), sft.mark_complete
+train, valid, real = problems.read_jsonl(train), problems.read_jsonl(valid), trainers.mark_complete
 for run in runs:
     settings, last, marked, out_dir = json.loads(run)
     def mark(checkpoint):
@@ -274,7 +274,7 @@ for run in runs:
             os.kill(os.getpid(), signal.SIGKILL)
     child = os.fork()
     if not child:
-        sft.mark_complete = mark
+        trainers.mark_complete = mark
         training.train(config.Config(**settings), train, valid, out_dir)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, "was not killed"

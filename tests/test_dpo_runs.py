@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import dpo, models, sft
+from lib import dpo, models, trainers
 from lib.problems import write_jsonl
 from tests.preferring import SETUPS, STEPS, curve, opinions, read_curve, trainer_for, weights
 
@@ -171,7 +171,7 @@ def test_a_run_cut_off_at_a_checkpoint_ends_as_an_undisturbed_one(setup, request
     fixture, changes = SETUPS.get(setup, ("llama_adapter", {"loss": "kto"}))
     items = opinions(pairs) if "kto" in setup else pairs
     how = replace(LONG, steps=6, **changes), items[:20], items[20:24], request.getfixturevalue(fixture)
-    real = sft.mark_complete
+    real = trainers.mark_complete
 
     def failing(checkpoint):
         real(checkpoint)
@@ -179,11 +179,11 @@ def test_a_run_cut_off_at_a_checkpoint_ends_as_an_undisturbed_one(setup, request
             raise Cut
 
     with monkeypatch.context() as patch, pytest.raises(Cut):
-        patch.setattr(sft, "mark_complete", failing)
+        patch.setattr(trainers, "mark_complete", failing)
         dpo.train(*how, tmp_path / "cut")
     assert (tmp_path / "cut" / "checkpoint-4" / "complete").exists()
     saved = []
-    monkeypatch.setattr(sft, "mark_complete", lambda checkpoint: (saved.append(checkpoint.name), real(checkpoint)))
+    monkeypatch.setattr(trainers, "mark_complete", lambda checkpoint: (saved.append(checkpoint.name), real(checkpoint)))
     dpo.train(*how, tmp_path / "cut")
     assert saved == ["checkpoint-5"], "what was done before the cut is not done again"
     torch.manual_seed(123)  # what was drawn before a run must not matter
@@ -193,13 +193,13 @@ def test_a_run_cut_off_at_a_checkpoint_ends_as_an_undisturbed_one(setup, request
 
 KILLED = """
 import json, os, signal, sys
-from lib import dpo, preferences, sft
-real = sft.mark_complete
+from lib import dpo, preferences, sft, trainers
+real = trainers.mark_complete
 def mark(checkpoint):
     if checkpoint.name == "checkpoint-6":
         os.kill(os.getpid(), signal.SIGKILL)
     real(checkpoint)
-sft.mark_complete = mark
+trainers.mark_complete = mark
 config, pairs, model, out_dir = sys.argv[1:]
 pairs = [preferences.Pair(**json.loads(line)) for line in open(pairs)]
 dpo.train(dpo.Config(**json.loads(config)), pairs[:20], pairs[20:24], model, out_dir)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lib import answers, models, selection, sft
+from lib import answers, models, selection, trainers
 from lib.errors import InputError
 from lib.problems import write_jsonl
 from lib.prompts import Example, examples, prompt, solution
@@ -300,7 +300,7 @@ def test_a_training_that_was_cut_off_ends_with_the_same_weights_to_the_bit(
     mark, undisturbed, annotating, sums, tmp_path, monkeypatch
 ):
     """Cut when the fourth checkpoint stands, marked complete or not yet."""
-    real = sft.mark_complete
+    real = trainers.mark_complete
 
     def failing(checkpoint):
         if checkpoint.name != "checkpoint-4" or mark:
@@ -309,7 +309,7 @@ def test_a_training_that_was_cut_off_ends_with_the_same_weights_to_the_bit(
             raise Cut
 
     with monkeypatch.context() as patch, pytest.raises(Cut):
-        patch.setattr(sft, "mark_complete", failing)
+        patch.setattr(trainers, "mark_complete", failing)
         train(CUT, sums[:12], undisturbed, annotating, tmp_path)
     assert (tmp_path / "checkpoint-4").exists() and not (tmp_path / "model").exists()
     train(CUT, sums[:12], undisturbed, annotating, tmp_path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import answers, generation, models, prompts, sft
+from lib import answers, generation, models, prompts, sft, trainers
 from lib.errors import InputError
 from tests.oracles import sft as oracle
 
@@ -336,7 +336,7 @@ class Cut(Exception):
 
 def cut_at(monkeypatch, step, mark=False):
     """Have training stop when the checkpoint of `step` stands: not yet marked complete, or just marked."""
-    real = sft.mark_complete
+    real = trainers.mark_complete
 
     def failing(checkpoint):
         if checkpoint.name != f"checkpoint-{step}" or mark:
@@ -344,7 +344,7 @@ def cut_at(monkeypatch, step, mark=False):
         if checkpoint.name == f"checkpoint-{step}":
             raise Cut
 
-    monkeypatch.setattr(sft, "mark_complete", failing)
+    monkeypatch.setattr(trainers, "mark_complete", failing)
 
 
 @pytest.fixture(scope="module")
@@ -391,8 +391,8 @@ def test_a_checkpoint_cut_off_while_it_is_deleted_does_not_pass_for_complete(tmp
 
     with monkeypatch.context() as patch, pytest.raises(Cut):
         patch.setattr(sft.shutil, "rmtree", killed)
-        sft.discard(checkpoint)
-    assert sft.last_checkpoint(tmp_path) is None and not checkpoint.exists()
+        trainers.discard(checkpoint)
+    assert trainers.last_checkpoint(tmp_path) is None and not checkpoint.exists()
 
 
 def test_what_was_done_before_the_cut_is_not_done_again(tiny_llama, chains, tmp_path, monkeypatch):
@@ -400,8 +400,8 @@ def test_what_was_done_before_the_cut_is_not_done_again(tiny_llama, chains, tmp_
     with monkeypatch.context() as patch, pytest.raises(Cut):
         cut_at(patch, 6, mark=True)
         sft.train(config, chains[:20], chains[20:24], tmp_path)
-    saved, real = [], sft.mark_complete
-    monkeypatch.setattr(sft, "mark_complete", lambda checkpoint: (saved.append(checkpoint.name), real(checkpoint)))
+    saved, real = [], trainers.mark_complete
+    monkeypatch.setattr(trainers, "mark_complete", lambda checkpoint: (saved.append(checkpoint.name), real(checkpoint)))
     sft.train(config, chains[:20], chains[20:24], tmp_path)
     assert saved == ["checkpoint-8", "checkpoint-10"]
 
@@ -419,13 +419,13 @@ def test_other_kinds_of_training_resume_to_the_bit_too(fixture, rank, request, c
 
 KILLED = """
 import json, os, signal, sys
-from lib import problems, sft
-real = sft.mark_complete
+from lib import problems, sft, trainers
+real = trainers.mark_complete
 def mark(checkpoint):
     if checkpoint.name == "checkpoint-6":
         os.kill(os.getpid(), signal.SIGKILL)
     real(checkpoint)
-sft.mark_complete = mark
+trainers.mark_complete = mark
 config, train, valid, out_dir = sys.argv[1:]
 sft.train(sft.Config(**json.loads(config)), problems.read_jsonl(train), problems.read_jsonl(valid), out_dir)
 """
@@ -450,10 +450,10 @@ def test_only_complete_checkpoints_count_and_their_numbers_order_them(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "weights").write_text("x")
         if complete:
-            sft.mark_complete(tmp_path / f"checkpoint-{step}")
-    assert sft.last_checkpoint(tmp_path).name == "checkpoint-100"
+            trainers.mark_complete(tmp_path / f"checkpoint-{step}")
+    assert trainers.last_checkpoint(tmp_path).name == "checkpoint-100"
     assert not (tmp_path / "checkpoint-110").exists()
-    assert sft.last_checkpoint(tmp_path / "nowhere") is None
+    assert trainers.last_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_a_checkpoint_stands_at_every_tenth_at_least(tmp_path):

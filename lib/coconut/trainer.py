@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from torch import tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from lib import sft
+from lib import trainers
 from lib.coconut import engine, training
 from lib.coconut.config import Config
 from lib.coconut.schedule import Stage
@@ -105,5 +105,5 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(CurriculumCallback(curriculum, thinker, held_out, steps, per_epoch))
-    trainer.add_callback(sft.callbacks(config.method, steps))
+    trainer.add_callback(trainers.callbacks(config.method, steps))
     return trainer, curriculum

@@ -9,7 +9,7 @@ import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from lib import models, sft
+from lib import models, trainers
 from lib.coconut import schedule, sequences
 from lib.coconut.config import Config
 from lib.errors import InputError
@@ -121,11 +121,8 @@ def arguments(config: Config, out_dir: Path, device, steps: int) -> dict:
     """The Trainer's settings. The rate: warm-up, constant, and down to 0 in the last decay_steps."""
     decay = min(config.decay_steps, steps // 2)
     every = max(config.check_steps, -(-steps // 10 // config.check_steps) * config.check_steps)
-    return dict(
-        output_dir=str(out_dir),
+    return trainers.settings(config, out_dir, device) | dict(
         max_steps=steps,
-        per_device_train_batch_size=config.batch_size // config.accumulation,
-        gradient_accumulation_steps=config.accumulation,
         learning_rate=config.learning_rate,
         lr_scheduler_type="warmup_stable_decay" if decay else "constant_with_warmup",
         lr_scheduler_kwargs={"num_decay_steps": decay, "decay_type": "linear"} if decay else {},
@@ -135,19 +132,8 @@ def arguments(config: Config, out_dir: Path, device, steps: int) -> dict:
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
         logging_steps=config.check_steps,
-        save_strategy="steps",
         save_steps=every,
-        save_total_limit=2,  # while one is being written, the one before it still stands
-        use_cpu=device.type == "cpu",
-        bf16=config.dtype == "bfloat16",
-        fp16=config.dtype == "float16",
-        disable_tqdm=True,
-        report_to="none",
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
         label_names=[],
-        seed=config.seed,
-        data_seed=config.seed,
     )
 
 
@@ -172,12 +158,11 @@ def train(config: Config, train: list[Problem], valid: list[Problem], out_dir: s
         raise InputError(f"{config.steps} steps are too few for {len(known)} stages; give at least one a stage.")
     models.seed_everything(config.seed)
     trainer, curriculum = make_trainer(config, model, tokenizer, encoded, held_out, known, out_dir)
-    checkpoint = sft.last_checkpoint(out_dir)
+    checkpoint = trainers.last_checkpoint(out_dir)
     if checkpoint:
         curriculum.restore(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.thinker.save(out_dir / "model", tokenizer, config, curriculum.stage)
     write_jsonl(out_dir / "metrics.jsonl", curriculum.curve)
     (out_dir / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
-    for path in out_dir.glob("checkpoint-*"):
-        sft.discard(path)
+    trainers.discard_all(out_dir)

@@ -6,6 +6,7 @@ Everything returned is plain data, for lib.dot.pictures and lib.dot.film.
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from lib import answers, evaluation
 from lib.dot import generation, sequences
@@ -24,7 +25,9 @@ def schedule_curve(model, trained: Training, points: int = 101) -> dict[str, lis
     return {"t": t.tolist(), "gamma": gamma.tolist(), "start": start.tolist()}
 
 
-def loss_by_time(model, tokenizer, trained: Training, problems: list[Problem], bins: int = 20) -> list[dict]:
+def loss_by_time(
+    model, tokenizer, trained: Training, problems: list[Problem], bins: int = 20, at_once: int = 128
+) -> list[dict]:
     """The diffusion loss, nats a token, at the middle of each bin of time: [{"t", "loss", "low", "high"}], 95 %.
 
     Each problem is noised once at each time, with its own noise; there is no self-conditioning.
@@ -33,16 +36,17 @@ def loss_by_time(model, tokenizer, trained: Training, problems: list[Problem], b
 
     from lib.dot import losses
 
-    rows = sequences.Rows(sequences.encode(tokenizer, problems), tokenizer.pad_token_id)
-    batch = rows.batch(torch.arange(len(rows)))
-    batch = {name: value if value is None else value.to(model.device) for name, value in batch.items()}
-    shape, found = (*losses.noised_columns(trained, batch)[0].shape, model.embed_dim), []
+    rows, found = sequences.Rows(sequences.encode(tokenizer, problems), tokenizer.pad_token_id), []
     for i in range(bins):
-        t = torch.full((len(rows),), (i + 0.5) / bins, dtype=torch.float64)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(i))
-        draw = losses.Draw(t.to(model.device), noise.to(model.device), len(rows))
-        with torch.no_grad():
-            values = losses.vlb(model, trained, batch, draw)["rows"].tolist()
+        generator, values = torch.Generator().manual_seed(i), []
+        for places in torch.arange(len(rows)).split(at_once):
+            batch = rows.batch(places)
+            batch = {name: value if value is None else value.to(model.device) for name, value in batch.items()}
+            noise = torch.randn(*losses.noised_columns(trained, batch)[0].shape, model.embed_dim, generator=generator)
+            t = torch.full((len(places),), (i + 0.5) / bins, dtype=torch.float64, device=model.device)
+            with torch.no_grad():
+                draw = losses.Draw(t, noise.to(model.device), len(places))
+                values += losses.vlb(model, trained, batch, draw)["rows"].tolist()
         mean, low, high = evaluation.mean_interval(values) if len(values) > 1 else (values[0],) * 3
         found.append({"t": (i + 0.5) / bins, "loss": mean, "low": max(0.0, low), "high": high})
     return found
@@ -73,16 +77,12 @@ def films(model, tokenizer, trained: Training, canvas: int, problems: list[Probl
     return items
 
 
-def by_steps(model, tokenizer, trained: Training, canvas: int, problems: list[Problem], ways: list) -> list[dict]:
-    """Accuracy of each of `ways`: [{"sampler", "steps", "temperature", "right", "n", "seconds"}], seconds a problem."""
-    rows = []
-    for how in ways:
-        found, _ = generation.generate(model, tokenizer, trained, canvas, [p.question for p in problems], how)
-        right = sum(answers.is_correct(p, g.text) for p, g in zip(problems, found, strict=True))
-        what = {"sampler": how.sampler, "steps": how.steps, "temperature": how.temperature}
-        seconds = statistics.fmean(g.seconds for g in found)
-        rows.append({**what, "right": right, "n": len(problems), "seconds": seconds})
-    return rows
+def counted(answered: str | Path, how: generation.Config) -> dict:
+    """Of what generation.evaluate left: {"sampler", "steps", "samples", "right", "n", "seconds"}, seconds a problem."""
+    rows = evaluation.read_rows(Path(answered) / "predictions.jsonl")
+    what = {"sampler": how.sampler, "steps": how.steps, "samples": how.samples}
+    seconds = statistics.fmean(row["seconds"] for row in rows)
+    return {**what, "right": sum(row["correct"] for row in rows), "n": len(rows), "seconds": seconds}
 
 
 def fewest_steps(rows: list[dict], within: float = 0.01) -> int:
@@ -100,9 +100,3 @@ def filmed(model, tokenizer, trained: Training, canvas: int, how) -> Callable[[s
         return item
 
     return film
-
-
-def vote_accuracy(model, tokenizer, trained: Training, canvas: int, problems: list[Problem], how) -> float:
-    """The share of problems whose winning answer among how.samples is right."""
-    found, _ = generation.voted(model, tokenizer, trained, canvas, problems, how)
-    return sum(answers.is_correct(p, g.text) for p, g in zip(problems, found, strict=True)) / len(problems)

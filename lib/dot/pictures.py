@@ -64,7 +64,7 @@ def schedule(curve: dict[str, list[float]]) -> object:
 
 
 def loss_by_time(rows: list[dict]) -> object:
-    """The diffusion loss at each time, with its band; dashed where rows know it: before the schedule was learned.
+    """The diffusion loss at each time, with its band; dashed where rows know it: before training on the bound.
 
     rows  [{"t": a bin's middle, "loss": its mean, "low", "high", "start_loss" if known}]
     """
@@ -74,10 +74,10 @@ def loss_by_time(rows: list[dict]) -> object:
     xs = [row["t"] for row in rows]
     low, high = ([row[key] for row in rows] for key in ("low", "high"))
     ax.fill_between(xs, low, high, color=COLOURS[0], alpha=0.2, lw=0)
-    ax.plot(xs, [row["loss"] for row in rows], "o-", ms=4, color=COLOURS[0], label="learned schedule")
+    ax.plot(xs, [row["loss"] for row in rows], "o-", ms=4, color=COLOURS[0], label="in the end")
     if known:
         first = [row["start_loss"] for row in known]
-        ax.plot([row["t"] for row in known], first, "s--", ms=4, color=GREY, label="schedule of the start")
+        ax.plot([row["t"] for row in known], first, "s--", ms=4, color=GREY, label="before")
         ax.legend(frameon=False, fontsize=8)
     ax.set(xlabel="time t (1: all noise)", ylabel="diffusion loss, nats a token", xlim=(0, 1))
     ax.set_ylim(0, max([row["high"] for row in rows] + [row["start_loss"] for row in known], default=1) * 1.06 or 1)

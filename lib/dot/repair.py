@@ -10,8 +10,11 @@ from pathlib import Path
 
 from lib import answers
 from lib.dot import generation, sequences
+from lib.dot.config import Config as Training
 from lib.errors import InputError
 from lib.problems import Problem, write_jsonl
+
+AT_ONCE = 128  # problems in a batch
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,6 @@ def mend(config: Config, problems: list[Problem], model_dir: str | Path, out_dir
     import torch
 
     from lib.dot import model as plaid
-    from lib.dot import samplers
 
     if not problems:
         raise InputError("There is no problem to mend; give some with solutions.")
@@ -72,26 +74,19 @@ def mend(config: Config, problems: list[Problem], model_dir: str | Path, out_dir
     hurt = sequences.pad(injured, tokenizer.pad_token_id, False, canvas)
     source = sequences.pad([e["source"] for e in encoded], tokenizer.pad_token_id, True)
     lengths = torch.tensor([len(e["source"]) for e in encoded])
-    mask = sequences.seen(lengths, source.shape[1], canvas)
-    device = model.device
-    source, mask, start = source.to(device), mask if mask is None else mask.to(device), hurt.to(device)
-    noise = generation.Noise(
-        [p.question for p in problems], config.seed, [0] * len(problems), (canvas, model.embed_dim), device
-    )
-    if config.start == 0:
-        ids = start
-    elif trained.loss == "masked":
-        begun = torch.where(noise.uniform() < config.start, -1, start)
-        with torch.inference_mode():
-            ids, _, _ = samplers.unmask(model, source, mask, canvas, config.steps, None, start=begun)
-    else:
-        with torch.inference_mode():
-            ids = from_time(config, model, source, mask, start, noise)
+    mended = []
+    for places in torch.arange(len(problems)).split(AT_ONCE):
+        questions = [problems[i].question for i in places.tolist()]
+        noise = generation.Noise(questions, config.seed, [0] * len(places), (canvas, model.embed_dim), model.device)
+        mask = sequences.seen(lengths[places], source.shape[1], canvas)
+        batch = [part if part is None else part.to(model.device) for part in (source[places], mask, hurt[places])]
+        mended.append(from_time(config, model, trained, *batch, noise).cpu())
+    ids = torch.cat(mended)
     rows = []
     for i, (problem, e) in enumerate(zip(problems, encoded, strict=True)):
         n = len(e["target"])
         right, wrong = (hurt[i, :n] == gold[i, :n]), (hurt[i, :n] != gold[i, :n])
-        same = ids[i, :n].cpu() == gold[i, :n]
+        same = ids[i, :n] == gold[i, :n]
         before = generation.read(tokenizer, hurt[i].tolist(), 0.0).text
         after = generation.read(tokenizer, ids[i].tolist(), 0.0).text
         rows.append(
@@ -108,20 +103,26 @@ def mend(config: Config, problems: list[Problem], model_dir: str | Path, out_dir
     write_jsonl(Path(out_dir) / "repairs.jsonl", rows)
 
 
-def from_time(config: Config, model, source, mask, ids, noise: generation.Noise):
+def from_time(config: Config, model, trained: Training, source, mask, ids, noise: generation.Noise):
     """Tokens `ids` (batch, n), noised to config.start and denoised from there in config.steps even steps of time."""
     import torch
 
     from lib.dot import samplers, schedule
 
+    if config.start == 0:
+        return ids
+    if trained.loss == "masked":
+        begun = torch.where(noise.uniform() < config.start, -1, ids)
+        with torch.inference_mode():
+            return samplers.unmask(model, source, mask, ids.shape[1], config.steps, None, start=begun)[0]
     grid = [config.start * (1 - i / config.steps) for i in range(config.steps)] + [0.0]
-    times = torch.tensor(grid, dtype=torch.float64, device=model.device)
-    gammas, _ = model.gamma(times)
-    plan = samplers.table(gammas.tolist(), config.sampler, config.temperature)
-    plan = [replace(step, t=t) for step, t in zip(plan, grid, strict=False)]
-    alpha, sigma = (part.float() for part in schedule.alpha_sigma(gammas[0]))
-    z = alpha * model.embedding_matrix()[ids] + sigma * noise(-1, torch.arange(len(ids)))
-    return samplers.denoise(model, source, mask, z, plan, noise)[0]
+    with torch.inference_mode():
+        gammas, _ = model.gamma(torch.tensor(grid, dtype=torch.float64, device=model.device))
+        plan = samplers.table(gammas.tolist(), config.sampler, config.temperature)
+        plan = [replace(step, t=t) for step, t in zip(plan, grid, strict=False)]
+        alpha, sigma = (part.float() for part in schedule.alpha_sigma(gammas[0]))
+        z = alpha * model.embedding_matrix()[ids] + sigma * noise(-1, torch.arange(len(ids)))
+        return samplers.denoise(model, source, mask, z, plan, noise)[0]
 
 
 def summary(rows: list[dict], config: Config) -> dict:

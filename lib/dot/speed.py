@@ -23,7 +23,7 @@ def compare(
 
     seconds   the median of `alone` problems asked one at a time, in turns, after one to warm up
     length    tokens of a chain with its answer, on average
-    problems_per_second   all `problems` in one batch, the median of three times
+    problems_per_second   all `problems` in one batch, the mean of two times
     """
     from lib.dot import model as plaid
 
@@ -59,7 +59,7 @@ def compare(
             times[way].append(seconds(way, [question]))
     single = {way: statistics.median(found[1:]) for way, found in times.items()}
     many: dict = {way: [] for way in ways}
-    for _ in range(4):  # the first time warms up
+    for _ in range(3):  # the first time warms up
         for way in ways:
             many[way].append(len(questions) / seconds(way, questions))
     together = {way: statistics.median(found[1:]) for way, found in many.items()}

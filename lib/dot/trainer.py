@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from lib import sft
+from lib import trainers
 from lib.dot import losses
 from lib.dot.config import Config
 from lib.dot.model import BASE_WIDTH, Plaid
@@ -196,25 +196,12 @@ def arguments(config: Config, out_dir: Path, device) -> TrainingArguments:
     """The Trainer's settings."""
     log_steps = max(1, min(25, config.steps // 4))
     args = TrainingArguments(
-        output_dir=str(out_dir),
+        **trainers.settings(config, out_dir, device),
         max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size // config.accumulation,
-        gradient_accumulation_steps=config.accumulation,
         max_grad_norm=0.0,  # clipping is ours
         logging_steps=log_steps,
-        save_strategy="steps",
         save_steps=-(-max(config.check_steps, config.steps // 10) // log_steps) * log_steps,  # no loss half averaged
-        save_total_limit=2,  # while one is being written, the one before it still stands
-        use_cpu=device.type == "cpu",
-        bf16=config.dtype == "bfloat16",
-        fp16=config.dtype == "float16",
-        disable_tqdm=True,
-        report_to="none",
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
         label_names=[],
-        seed=config.seed,
-        data_seed=config.seed,
     )
     args._n_gpu = min(args.n_gpu, 1)  # several devices want a process each (torchrun), not DataParallel's threads
     return args
@@ -232,5 +219,5 @@ def make_trainer(config: Config, model: Plaid, rows, look, out_dir: Path):
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(DotCallback(learner, look, trainer.curve))
-    trainer.add_callback(sft.callbacks(f"dot {config.loss}", config.steps))
+    trainer.add_callback(trainers.callbacks(f"dot {config.loss}", config.steps))
     return trainer, learner

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from lib import models, sft
+from lib import models, trainers
 from lib.dot import sequences
 from lib.dot.config import PRESETS, Config
 from lib.errors import InputError
@@ -63,10 +63,8 @@ def train(config: Config, train: list[Problem], valid: list[Problem], out_dir: s
     models.seed_everything(config.seed)
     rows = sequences.Rows(encoded, tokenizer.pad_token_id)
     trainer, learner = make_trainer(config, model, rows, look, out_dir)
-    checkpoint = sft.last_checkpoint(out_dir)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainers.run(trainer, out_dir)
     plaid.save(learner.best(), tokenizer, config, canvas, out_dir / "model")
     write_jsonl(out_dir / "metrics.jsonl", trainer.curve)
     (out_dir / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
-    for path in out_dir.glob("checkpoint-*"):
-        sft.discard(path)
+    trainers.discard_all(out_dir)
