@@ -45,13 +45,19 @@ def module_file(name: str) -> Path | None:
 
 def imports(code: str) -> set[str]:
     """The modules of this package that `code` imports, at any depth of nesting."""
+    return {name for name in imported(code) if module_file(name)}
+
+
+@cache
+def imported(code: str) -> set[str]:
+    """All names that import statements in `code` may stand for a module with."""
     found = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in found if module_file(name)}
+    return found
 
 
 def closure(code: str, leave_out: set[str]) -> dict[str, str]:

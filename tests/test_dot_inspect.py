@@ -1,5 +1,6 @@
 """Looking at a diffusion model: what is returned is what the model does."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -89,6 +90,17 @@ def test_the_loss_at_a_time_is_the_bounds_row_there(scope, random_model, short_c
     assert inspect.loss_by_time(model, tokenizer, config, problems, bins=4) == found, "a second time it is the same"
 
 
+def test_the_loss_by_time_of_few_at_once_is_that_of_these_problems(random_model, short_chains):
+    """With seven at once the first seven get the noise that they get alone; the others get what comes next."""
+    parts = random_model()
+    first = inspect.loss_by_time(*parts, short_chains[:7], bins=2)
+    for at_once in (7, 128):
+        assert inspect.loss_by_time(*parts, short_chains[:7], bins=2, at_once=at_once) == first
+    some, whole = (inspect.loss_by_time(*parts, short_chains, bins=2, at_once=n) for n in (7, 128))
+    for a, b in zip(some, whole, strict=True):
+        assert a["loss"] != b["loss"] and a["low"] < b["loss"] < a["high"]
+
+
 def test_one_problem_has_no_interval(random_model, short_chains):
     for row in inspect.loss_by_time(*random_model(), short_chains[:1], bins=2):
         assert row["low"] == row["loss"] == row["high"]
@@ -176,13 +188,14 @@ def test_a_camera_films_any_question_as_it_is_told(learned):
     ],
 )
 def test_right_answers_are_counted(loss, changed, denoiser, learned, short_chains, tmp_path):
-    how = replace(HOW, latency_problems=0, **changed)
-    generation.evaluate(how, short_chains, denoiser(loss), tmp_path)
-    row = inspect.counted(tmp_path, how)
+    how = replace(HOW, **changed)
+    inspect.try_ways(inspect.Ways((HOW, how)), short_chains, denoiser(loss), tmp_path)
+    row = json.loads((tmp_path / "tried.jsonl").read_text().splitlines()[1])
     found, _ = generation.voted(*learned[loss], short_chains, how)
     right = sum(answers.is_correct(p, g.text) for p, g in zip(short_chains, found, strict=True))
     assert (row["right"], row["n"]) == (right, 44) and right > 0 and row["seconds"] > 0
-    assert (row["sampler"], row["steps"], row["samples"]) == (how.sampler, how.steps, how.samples)
+    for name in ("sampler", "steps", "samples", "temperature"):
+        assert row[name] == getattr(how, name)
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,7 @@ ROWS = [
     {"step": 100, "right": 0.75},
 ]
 FOUND = {"ddim": {8: (80, 100), 1: (5, 100), 2: (40, 100)}, "ancestral": {8: (60, 100), 64: (90, 100)}}
-REPAIRS = [
-    {"errors": k, "start": start, "kept": 1 - start, "repaired": start / k, "n": 40}
-    for k in (2, 1)
-    for start in (0.5, 0.0, 1.0)
-]
-ALONE = [{key: row[key] for key in ("errors", "start", "repaired", "n")} for row in REPAIRS]
+REPAIRS = [{"errors": k, "start": start, "repaired": start / k, "n": 40} for k in (2, 1) for start in (0.5, 0.0, 1.0)]
 TIMED = [
     {"method": method, "length": length, "seconds": length * 0.01 if method == "cot" else 0.25}
     for method in ("cot", "dot T=4", "cot without cache")
@@ -53,13 +48,12 @@ PICTURES = {
     "training of many": (pictures.training, {name: ROWS for name in "abcdefghij"}),
     "training, without losses": (pictures.training, {"a": ROWS[1::2], "b": []}),
     "training of nothing": (pictures.training, {}),
-    "accuracy": (lambda found: pictures.accuracy_by_steps(found, "$x and $", (95, 100)), FOUND),
+    "accuracy": (lambda found: pictures.accuracy_by_steps(found, "$x and $"), FOUND),
     "accuracy of one step": (pictures.accuracy_by_steps, {"ddim": {1: (0, 5)}}),
     "accuracy of nothing": (pictures.accuracy_by_steps, {}),
     "accuracy of no problem": (pictures.accuracy_by_steps, {"ddim": {1: (0, 0), 2: (0, 0)}}),
     "accuracy at every step": (pictures.accuracy_by_steps, {"ddim": {t: (t, 64) for t in range(1, 65)}}),
     "repair": (pictures.repair, REPAIRS),
-    "repair alone": (pictures.repair, ALONE),
     "repair of nothing": (pictures.repair, []),
     "latency": (pictures.latency, TIMED),
     "latency of nothing": (pictures.latency, []),
@@ -173,27 +167,15 @@ def test_accuracy_stands_over_doubling_steps_with_its_intervals():
     assert names(ax) == ["ddim", "ancestral"] and ax.get_title() == "small" and not ax.patches
 
 
-def test_one_token_after_another_is_a_grey_line_with_its_band():
-    (ax,) = pictures.accuracy_by_steps(FOUND, cot=(95, 100)).axes
-    (line,) = [line for line in ax.lines if line.get_label() == "one token after another"]
-    assert list(line.get_ydata()) == [0.95, 0.95] and to_hex(line.get_color()) == pictures.GREY
-    (band,) = ax.patches
-    assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx(evaluation.wilson(95, 100))
-    assert names(ax)[0] == "one token after another"
-
-
 def test_repair_is_a_line_for_each_number_of_errors_over_the_time_noised_to():
-    repaired, kept = pictures.repair(REPAIRS, kept="errors kept").axes
-    assert [points(c.lines[0]) for c in repaired.containers] == [
+    (ax,) = pictures.repair(REPAIRS).axes
+    assert [points(c.lines[0]) for c in ax.containers] == [
         [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)],
         [(0.0, 0.0), (0.5, 0.25), (1.0, 0.5)],
     ]
-    assert [points(c.lines[0]) for c in kept.containers] == [[(0.0, 1.0), (0.5, 0.5), (1.0, 0.0)]] * 2
-    assert bars(repaired.containers[1])[1][1:] == pytest.approx(evaluation.wilson(10, 40))
-    assert kept.get_legend().get_title().get_text() == "wrong tokens" and names(kept) == ["1", "2"]
-    assert kept.get_ylabel() == "errors kept" and "right again" in repaired.get_ylabel()
-    (ax,) = pictures.repair(ALONE).axes
-    assert len(ax.containers) == 2 and names(ax) == ["1", "2"] and ax.get_xlim()[0] < 0
+    assert bars(ax.containers[1])[1][1:] == pytest.approx(evaluation.wilson(10, 40))
+    assert ax.get_legend().get_title().get_text() == "wrong tokens" and names(ax) == ["1", "2"]
+    assert "right again" in ax.get_ylabel() and ax.get_xlim()[0] < 0
 
 
 def test_latency_is_a_line_a_method_over_the_length_of_the_chain():

@@ -88,6 +88,14 @@ def test_at_time_0_nothing_changes_and_the_end_is_never_hit(errors, loss, mended
     assert [row["injured"] for row in mended(replace(HOW, errors=errors), short_chains[::-1], loss)] == texts[::-1]
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "masked"])
+def test_what_is_mended_does_not_hang_on_the_batch(loss, mended, short_chains, monkeypatch):
+    how = replace(HOW, errors=2, start=0.7)
+    whole = mended(how, short_chains, loss)
+    monkeypatch.setattr(repair, "AT_ONCE", 7)
+    assert mended(how, short_chains, loss) == whole and any(row["injured"] != row["mended"] for row in whole)
+
+
 # --- what noise leaves ---
 
 

@@ -5,13 +5,14 @@ Everything returned is plain data, for lib.dot.pictures and lib.dot.film.
 
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lib import answers, evaluation
 from lib.dot import generation, sequences
 from lib.dot.config import Config as Training
-from lib.problems import Problem, make_problem
+from lib.problems import Problem, make_problem, write_jsonl
+from lib.progress import Bar
 
 
 def schedule_curve(model, trained: Training, points: int = 101) -> dict[str, list[float]]:
@@ -77,12 +78,33 @@ def films(model, tokenizer, trained: Training, canvas: int, problems: list[Probl
     return items
 
 
-def counted(answered: str | Path, how: generation.Config) -> dict:
-    """Of what generation.evaluate left: {"sampler", "steps", "samples", "right", "n", "seconds"}, seconds a problem."""
-    rows = evaluation.read_rows(Path(answered) / "predictions.jsonl")
-    what = {"sampler": how.sampler, "steps": how.steps, "samples": how.samples}
-    seconds = statistics.fmean(row["seconds"] for row in rows)
-    return {**what, "right": sum(row["correct"] for row in rows), "n": len(rows), "seconds": seconds}
+@dataclass(frozen=True)
+class Ways:
+    """Ways to ask the same problems."""
+
+    ways: tuple[generation.Config, ...]
+
+
+def try_ways(config: Ways, problems: list[Problem], model_dir: str | Path, out_dir: str | Path) -> None:
+    """Ask the model at `model_dir` the problems in each way. Writes tried.jsonl, a way a line: see `accuracy`."""
+    from lib.dot import model as plaid
+
+    parts = plaid.load(model_dir, config.ways[0].device)
+    rows = []
+    with Bar("denoising", len(config.ways)) as bar:
+        for how in config.ways:
+            rows.append(accuracy(*parts, problems, how))
+            bar.update(sampler=how.sampler, T=how.steps)
+    write_jsonl(Path(out_dir) / "tried.jsonl", rows)
+
+
+def accuracy(model, tokenizer, trained: Training, canvas: int, problems: list[Problem], how) -> dict:
+    """Of one way: {"sampler", "steps", "samples", "temperature", "right", "n", "seconds"}, seconds a problem."""
+    found, _ = generation.voted(model, tokenizer, trained, canvas, problems, how)
+    right = sum(answers.is_correct(p, g.text) for p, g in zip(problems, found, strict=True))
+    what = {name: getattr(how, name) for name in ("sampler", "steps", "samples", "temperature")}
+    seconds = statistics.fmean(g.seconds for g in found)
+    return {**what, "right": right, "n": len(problems), "seconds": seconds}
 
 
 def fewest_steps(rows: list[dict], within: float = 0.01) -> int:

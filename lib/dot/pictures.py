@@ -119,19 +119,12 @@ def training(curves: dict[str, list[dict]]) -> object:
 
 
 # ----- what it can do
-def accuracy_by_steps(
-    found: dict[str, dict[int, tuple[int, int]]], title: str = "", cot: tuple[int, int] | None = None
-) -> object:
+def accuracy_by_steps(found: dict[str, dict[int, tuple[int, int]]], title: str = "") -> object:
     """Accuracy against the number of denoising steps, a line a sampler, with 95 % intervals.
 
-    found  {sampler: {steps: (right, n)}}; cot  (right, n) of a model that writes one token after another: in grey
+    found  {sampler: {steps: (right, n)}}
     """
-    from lib.evaluation import wilson
-
     figure, (ax,) = axes(width=6.6, height=3.6)
-    if cot:
-        ax.axhspan(*wilson(*cot), color=GREY, alpha=0.15, lw=0)
-        ax.axhline(cot[0] / cot[1], color=GREY, ls="--", label="one token after another")
     for i, (sampler, by_steps) in enumerate(found.items()):
         xs = sorted(by_steps)
         apart = [x * 2 ** (0.05 * (i - (len(found) - 1) / 2)) for x in xs]  # so that intervals can be told apart
@@ -139,33 +132,26 @@ def accuracy_by_steps(
     doubling(ax, [x for by_steps in found.values() for x in by_steps] or [1], "denoising steps T")
     ax.set(ylabel="accuracy", ylim=(-0.02, 1.04))
     ax.set_title(title, fontsize=10, parse_math=False)
-    if found or cot:
+    if found:
         ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
-def repair(rows: list[dict], kept: str = "share of chains left as they were") -> object:
+def repair(rows: list[dict]) -> object:
     """Share of chains that are right again after wrong tokens were put in, noise was added and taken away again.
 
-    rows  [{"errors": tokens replaced, "start": the time it was noised to, "repaired": share of n, "n", "kept" if
-          known: share of n}]; a line for each number of errors. At time 0 nothing can change: what stands there is
-          what is right without any repair
-    kept  what that share is called
+    rows  [{"errors": tokens replaced, "start": the time it was noised to, "repaired": share of n, "n"}]; a line for
+          each number of errors. At time 0 nothing can change: what stands there is what is right without any repair
     """
-    panels = [("repaired", "share of chains right again")]
-    panels += [("kept", kept)] if any(row.get("kept") is not None for row in rows) else []
-    figure, grid = axes(1, len(panels), width=4.6, height=3.4)
+    figure, (ax,) = axes(width=4.6, height=3.4)
     for i, k in enumerate(sorted({row["errors"] for row in rows})):
         own = sorted((row for row in rows if row["errors"] == k), key=lambda row: row["start"])
-        for ax, (key, _) in zip(grid, panels, strict=True):
-            seen = [row for row in own if row.get(key) is not None]
-            counts = [(row[key] * row["n"], row["n"]) for row in seen]
-            with_intervals(ax, [row["start"] for row in seen], counts, TONES[i % len(TONES)], str(k))
-    for ax, (_, what) in zip(grid, panels, strict=True):
-        ax.set(xlabel="noised to time t", ylabel=what, xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
+        counts = [(row["repaired"] * row["n"], row["n"]) for row in own]
+        with_intervals(ax, [row["start"] for row in own], counts, TONES[i % len(TONES)], str(k))
+    limits = dict(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
+    ax.set(xlabel="noised to time t", ylabel="share of chains right again", **limits)
     if rows:
-        style = dict(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        grid[-1].legend(title="wrong tokens", **style)
+        ax.legend(title="wrong tokens", frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

@@ -192,17 +192,14 @@ def vs_ar_cot_latency(folder: Path) -> dict:
     """One problem at a time: a denoised chain against one of a language model, token by token, with the same tokens."""
     from lib import generation as writing
     from lib import models, sft
-    from lib.dot import generation, inspect, speed
+    from lib.dot import inspect, speed
 
     parts, problems = solved(folder)
     test, valid, train = problems[:ASKED], problems[ASKED : 2 * ASKED], problems[2 * ASKED :]
     writer = folder / "writer"
     if not writer.exists():
         sft.train(sft.Config(words=True, steps=WRITER_STEPS, device="cpu"), train, valid, writer)
-    looks = []
-    for steps in CHOICES:
-        generation.evaluate(how(steps, "ddim"), valid, folder / "solved" / "model", folder / f"look {steps}")
-        looks.append(inspect.counted(folder / f"look {steps}", how(steps, "ddim")))
+    looks = [inspect.accuracy(*parts, valid, how(steps, "ddim")) for steps in CHOICES]
     way = how(inspect.fewest_steps(looks), "ddim")
     denoised = share_right(test, ours(parts, test, way))
     model, tokenizer = models.load_model(str(writer / "model"), device="cpu")
