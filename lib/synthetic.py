@@ -47,6 +47,7 @@ class Config:
     block                    drafts at a time
     calculator               compute results while the model writes; else what is wrong is repaired afterwards
     round                    which round of a loop this is; stands in every record
+    verify                   false: whatever can be read as a problem is kept as it was written (a control)
     """
 
     num_samples_to_generate: int = 200
@@ -61,6 +62,7 @@ class Config:
     device: str = "auto"
     seed: int = 0
     round: int = 0
+    verify: bool = True
 
     def __post_init__(self):
         if not 0 <= self.quality_threshold <= 1:
@@ -192,6 +194,12 @@ def judge(text: str, like: Problem) -> Judged:
     return Judged(problem, score, repaired, checks)
 
 
+def unjudged(text: str, like: Problem) -> Judged:
+    """A draft believed as it stands."""
+    problem = parse(text, like)
+    return Judged(problem, float(problem is not None), False, {})
+
+
 def sift(config: Config, drafts: list[str], known: list[Problem], held: list[Problem]):
     """(records to keep, ledger, what became of each draft), for drafts judged one after another.
 
@@ -203,10 +211,10 @@ def sift(config: Config, drafts: list[str], known: list[Problem], held: list[Pro
     chains = {chain_form(p) for p in held if p.meta.get("canonical")}
     ledger, records, fates = Counter(), [], []
     for text in drafts:
-        judged, fate = judge(text, known[0]), "not parsed"
+        judged, fate = judge(text, known[0]) if config.verify else unjudged(text, known[0]), "not parsed"
         ledger["drawn"] += 1
         if judged.problem is not None:
-            holds = min(judged.checks.get(name, 1.0) for name in ("steps_hold", "answer_agrees")) == 1
+            holds = config.verify and min(judged.checks.get(name, 1.0) for name in ("steps_hold", "answer_agrees")) == 1
             ledger["parsed"] += 1
             ledger["verified"] += holds and not judged.repaired
             ledger["repaired"] += holds and judged.repaired
@@ -226,6 +234,20 @@ def sift(config: Config, drafts: list[str], known: list[Problem], held: list[Pro
             if len(records) == config.num_samples_to_generate:
                 break
     return records, {name: ledger[name] for name in LEDGER}, fates
+
+
+def read_drafts(path: str | Path) -> list[str]:
+    """The drafts of a generated file, a JSON list of {"src", "tgt", ...}, for `sift`: nothing else in it is believed.
+
+    Raises InputError where it can't be read as such.
+    """
+    try:
+        records = json.loads(Path(path).read_text())
+        return [f"{record['src']}\n{record['tgt']}" for record in records]
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}; give a generated.json of 04.") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f'{path}: not a JSON list of records with "src" and "tgt" ({error!r}).') from None
 
 
 def normal(question: str) -> str:

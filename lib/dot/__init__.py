@@ -7,6 +7,7 @@ position may still change while another one settles, so that an early mistake ca
     schedule.py   how much noise at which time: learned, monotone; times for a batch
     model.py      Plaid: embeddings of length one, a bidirectional transformer, a prior for its logits   (loads torch)
     sequences.py  problems as rows: a source that stays clean, a canvas that is denoised
+    multi_pass.py DoT-MP: one thought a pass, what was thought so far becomes part of the source
     losses.py     the variational bound and its three terms, cross-entropy, masked diffusion             (loads torch)
     training.py   train(): transformers' Trainer                          trainer.py   its optimizer and clipping
     samplers.py   from noise to text: tables of coefficients, and the one loop that follows them

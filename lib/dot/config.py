@@ -35,6 +35,10 @@ class Config:
     self_conditioning share of rows that see a first guess of their own; published: 0.25
     places            a learned vector for each position, counted from the canvas' beginning, beside rotary positions:
                       a small model finds out sooner where it is. Plaid has none
+    multi_pass        one thought a pass (DoT-MP, lib.dot.multi_pass) instead of the whole chain at once
+    coupled           multi_pass: how often two thoughts stand on the canvas (coupled sampling); published: about 0.01
+    min_prob          scheduled sampling: rows are noised from the truth with this probability in the end (from 1 down
+                      to it along a line), else from the model's own guess. 1: off; published: 0.95
     source_scale      the clean source's factor; 0: sqrt(embed_dim), the size of everything else. Published: 1
     learning_rate     of everything but the next; matrices between hidden layers get it divided by width / 256 (muP).
                       Reached after warmup_steps, then down to 0 along a line
@@ -62,6 +66,9 @@ class Config:
     learn_schedule: bool = True
     self_conditioning: float = 0.5
     places: bool = True
+    multi_pass: bool = False
+    coupled: float = 0.0
+    min_prob: float = 1.0
     source_scale: float = 0.0
     steps: int = 1500
     batch_size: int = 32
@@ -96,6 +103,13 @@ class Config:
         for name in ("self_conditioning", "clip_quantile", "ema", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) <= (1 if name == "self_conditioning" else 0.999999):
                 raise InputError(f"{name} is a share from 0 to 1, not {getattr(self, name)}.")
+        for name in ("coupled", "min_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is a share from 0 to 1, not {getattr(self, name)}.")
+        if self.coupled and not self.multi_pass:
+            raise InputError("Coupled sampling needs a thought after another: set multi_pass, or coupled 0.")
+        if self.min_prob < 1 and self.loss == "masked":
+            raise InputError("Scheduled sampling noises guesses, masked diffusion noises nothing; set min_prob 1.")
         for name in ("warmup_steps", "settle_steps", "prior_steps", "weight_decay", "bounds_decay", "source_scale"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be at least 0, not {getattr(self, name)}.")

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lib import answers, evaluation, selection
-from lib.dot import sequences
+from lib.dot import multi_pass, sequences
 from lib.dot.config import SAMPLERS, check_precision
 from lib.dot.config import Config as Training
 from lib.errors import InputError
@@ -24,7 +25,8 @@ class Config:
     temperature       of the score (lib.dot.samplers.table); for masked diffusion, of the tokens' distribution, where 1
                       stands for the likeliest token too
     samples           answers drawn for each problem, from different noise; the one that most state wins
-    canvas            positions to write on; 0: as many as the longest solution in training had
+    canvas            positions to write on; 0: as many as the longest solution (or thought) in training had
+    max_thoughts      passes at most, for a model that writes one thought a pass
     leave_at          a problem is done when all its tokens are at least so likely; 1: after `steps` calls
     batch_tokens      positions of a micro-batch when measuring accuracy and throughput
     latency_problems  how many problems are asked one at a time to measure latency
@@ -35,6 +37,7 @@ class Config:
     temperature: float = 1.0
     samples: int = 1
     canvas: int = 0
+    max_thoughts: int = 12
     leave_at: float = 1.0
     batch_tokens: int = 16384
     latency_problems: int = 20
@@ -46,7 +49,7 @@ class Config:
         check_precision(self.dtype)
         if self.sampler not in SAMPLERS:
             raise InputError(f"Unknown sampler {self.sampler!r}; use {', '.join(SAMPLERS)}.")
-        for name in ("steps", "samples", "batch_tokens"):
+        for name in ("steps", "samples", "max_thoughts", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
         for name in ("canvas", "latency_problems"):
@@ -69,6 +72,12 @@ class Noise:
             numpy.random.Generator(numpy.random.Philox(request_seed(question, seed, index)))
             for question, index in zip(questions, indices, strict=True)
         ]
+
+    def of(self, rows: list[int]) -> "Noise":
+        """The same for some of the samples, which go on drawing where they are."""
+        part = copy(self)
+        part.generators = [self.generators[row] for row in rows]
+        return part
 
     def __call__(self, step: int, rows):
         """The next standard normal numbers of these rows: (rows, *shape)."""
@@ -95,28 +104,35 @@ def generate(
     canvas   positions that training had (how.canvas overrides it); indices: which sample of its question each one is
     watch    called after each call with (step, places in `questions`, ids, probabilities)
     A completion ends where the model put its end; without one it fills the canvas, and is not finished.
+    A completion's tokens are all positions that were computed, on all its canvases.
     """
     import torch
 
     indices = [0] * len(questions) if indices is None else indices
     rows, n = sequences.sources(tokenizer, questions), how.canvas or canvas
-    lengths, found = [len(row) for row in rows], [None] * len(rows)
     plan = planned(model, trained, how)
-    for places in micro_batches(lengths, n, how.batch_tokens, questions):
-        began = time.perf_counter()
-        source = sequences.pad([rows[i] for i in places], tokenizer.pad_token_id, left=True)
-        own = torch.tensor([lengths[i] for i in places])
-        mask = sequences.seen(own, source.shape[1], n)
-        noise = Noise(
-            [questions[i] for i in places], how.seed, [indices[i] for i in places], (n, model.embed_dim), model.device
-        )
+
+    def ask(sources: list[list[int]], noise: Noise, told: Callable | None) -> tuple[list[list[int]], list[int]]:
+        source = sequences.pad(sources, tokenizer.pad_token_id, left=True)
+        mask = sequences.seen(torch.tensor([len(row) for row in sources]), source.shape[1], n)
         mask = mask if mask is None else mask.to(model.device)
-        told = watched(watch, places)
         ids, _, calls = asked(model, trained, how, plan, source.to(model.device), mask, n, noise, told)
-        ids, calls = ids.tolist(), calls.tolist()
+        return ids.tolist(), calls.tolist()
+
+    found = [None] * len(rows)
+    most = n * (how.max_thoughts if trained.multi_pass else 1)
+    for places in micro_batches([len(row) for row in rows], most, how.batch_tokens, questions):
+        began = time.perf_counter()
+        own = [questions[i] for i in places], how.seed, [indices[i] for i in places]
+        noise, told = Noise(*own, (n, model.embed_dim), model.device), watched(watch, places)
+        sources = [rows[i] for i in places]
+        if trained.multi_pass:
+            written, calls, passes = multi_pass.think(ask, tokenizer, sources, how.max_thoughts, noise, told)
+        else:
+            (written, calls), passes = ask(sources, noise, told), [1] * len(places)
         seconds = (time.perf_counter() - began) / len(places)
-        for i, written, made in zip(places, ids, calls, strict=True):
-            found[i] = read(tokenizer, written, seconds), made
+        for i, ids, made, times in zip(places, written, calls, passes, strict=True):
+            found[i] = replace(read(tokenizer, ids, seconds), tokens=n * times), made
     return [g for g, _ in found], [made for _, made in found]
 
 

@@ -20,11 +20,16 @@ class Draw:
     t      (batch,) float64; 0 in rows that are reconstructed, in any order
     noise  (batch, n, embed_dim), standard normal; for masked diffusion (batch, n), uniform
     own    rows from this one on are self-conditioned
+    guessed  (batch,) bool: rows noised from the model's own guess instead of the truth; None: none (see `noised`)
+    later    (batch,) float64: the time above t at which that guess is made, with more noise (later_noise, as noise)
     """
 
     t: torch.Tensor
     noise: torch.Tensor
     own: int
+    guessed: torch.Tensor | None = None
+    later: torch.Tensor | None = None
+    later_noise: torch.Tensor | None = None
 
 
 def draw(config, rows: int, shape: tuple, step: int, part: int, parts: int, reconstructed: int, device) -> Draw:
@@ -43,7 +48,15 @@ def draw(config, rows: int, shape: tuple, step: int, part: int, parts: int, reco
     order = torch.cat([every[~chosen], every[chosen]])
     kind = torch.rand if config.loss == "masked" else torch.randn
     noise = kind(shape, generator=generator, device=device)
-    return Draw(t[order].to(device), noise, int((~chosen).sum()))
+    drawn = Draw(t[order].to(device), noise, int((~chosen).sum()))
+    truth = config.min_prob + (1 - config.min_prob) * max(0.0, 1 - step / config.steps)
+    if truth < 1:  # with numbers of its own: without scheduled sampling everything else stays as it is, to the bit
+        own = torch.Generator(device).manual_seed((seed * parts + part) % 2**63 + 2**62)
+        chance, further = torch.rand(2, rows, generator=own, device=device, dtype=torch.float64)
+        drawn.guessed = (chance >= truth) & (drawn.t > 0)
+        drawn.later = 1 - (1 - drawn.t) * further
+        drawn.later_noise = torch.randn(shape, generator=own, device=device)
+    return drawn
 
 
 def noised_columns(config, batch: dict) -> tuple:
@@ -63,6 +76,26 @@ def guesses(model: Plaid, z, gamma, batch: dict, clean, own: int, prior_scale: f
             _, first = model.guess(z[own:], gamma[own:], clean[own:], None, seen, prior_scale, canvas=canvas)
         before = torch.cat([torch.zeros_like(z[:own]), first])
     return model.guess(z, gamma, clean, before, mask, prior_scale, own, canvas)
+
+
+def noised(model: Plaid, x, alpha, sigma, batch: dict, draw: Draw, prior_scale: float):
+    """The state z = alpha x + sigma noise (batch, n, embed_dim), where x is the truth or, in some rows, a guess of it.
+
+    Scheduled sampling (Ye et al. 2024, after Bengio et al., 1506.03099): asked for a chain, the model goes on from its
+    own guesses, not from the truth. So in rows drawn.guessed the truth is noised up to a time later than t, guessed at
+    once, without gradient, and the guess is what is noised up to t. What is to be learned stays the truth.
+    """
+    if draw.guessed is not None and bool(draw.guessed.any()):
+        rows = draw.guessed
+        with torch.no_grad():
+            gamma, _ = model.gamma(draw.later[rows])
+            more, less = (part.float()[:, None, None] for part in schedule.alpha_sigma(gamma))
+            z = more * x[rows] + less * draw.later_noise[rows]
+            clean, mask = model.embedding_matrix()[batch["source"][rows]], batch["mask"]
+            seen, canvas = None if mask is None else mask[rows], batch["canvas"].shape[1]
+            _, guess = model.guess(z, gamma, clean, None, seen, prior_scale, canvas=canvas)
+        x = x.index_put((rows,), guess)
+    return alpha * x + sigma * draw.noise
 
 
 def row_means(values, counted):
@@ -100,7 +133,7 @@ def vlb(model: Plaid, config, batch: dict, draw: Draw, prior_scale: float = 1.0)
     gamma, rise = (torch.where(free, part, part.detach()) for part in (gamma, rise))
     x = by_own(table, ids, own)
     alpha, sigma = (part.float()[:, None, None] for part in schedule.alpha_sigma(gamma))
-    z = alpha * x + sigma * draw.noise
+    z = noised(model, x, alpha, sigma, batch, draw, prior_scale)
     logits, x_hat = guesses(model, z, gamma, batch, by_own(table, batch["source"], own), own, prior_scale)
     reconstruction = cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape)
     error = (x - x_hat).square().sum(2)
@@ -133,7 +166,7 @@ def diffused_cross_entropy(model: Plaid, config, batch: dict, draw: Draw, prior_
     gamma, _ = model.gamma(draw.t)
     gamma = gamma.detach()
     alpha, sigma = (part.float()[:, None, None] for part in schedule.alpha_sigma(gamma))
-    z = alpha * by_own(table, ids, draw.own) + sigma * draw.noise
+    z = noised(model, by_own(table, ids, draw.own), alpha, sigma, batch, draw, prior_scale)
     clean = by_own(table, batch["source"], draw.own)
     logits, _ = guesses(model, z, gamma, batch, clean, draw.own, prior_scale)
     losses = cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape)

@@ -105,8 +105,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.source)
 
-    def batch(self, places) -> dict:
-        """The rows at `places` (a tensor), as wide as the widest of them.
+    def batch(self, places, seed: int = 0) -> dict:
+        """The rows at `places` (a tensor), as wide as the widest of them; nothing is drawn, so `seed` says nothing.
 
         source (batch, m), canvas (batch, n): ids; mask (batch, m + n): False at the source's padding, None without any
         """
@@ -115,6 +115,16 @@ class Rows:
         source = self.source[places][:, self.source.shape[1] - m :]
         canvas = self.target[places][:, :n]
         return {"source": source, "canvas": canvas, "mask": seen(lengths, m, n)}
+
+
+def batch(rows: list[dict], pad_id: int) -> dict:
+    """[{"source", "target"}] as what `Rows.batch` gives."""
+    import torch
+
+    lengths = torch.tensor([len(row["source"]) for row in rows])
+    source = pad([row["source"] for row in rows], pad_id, left=True)
+    canvas = pad([row["target"] for row in rows], pad_id, left=False)
+    return {"source": source, "canvas": canvas, "mask": seen(lengths, source.shape[1], canvas.shape[1])}
 
 
 def seen(lengths, m: int, n: int):

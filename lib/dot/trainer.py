@@ -137,12 +137,11 @@ class DotTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         step = self.state.global_step
         self.at, self.place = step, self.place + 1 if self.at == step else 0
-        batch = {
-            name: value.to(self.args.device) if value is not None else None
-            for name, value in self.rows.batch(inputs["problems"].cpu()).items()
-        }
         world, accumulated = self.args.world_size, self.current_gradient_accumulation_steps  # fewer at the end
         part = self.place * world + self.args.process_index
+        seed = (self.learner.settings.seed * 1_000_003 + step) * world * accumulated + part
+        cut = self.rows.batch(inputs["problems"].cpu(), seed)
+        batch = {name: value.to(self.args.device) if value is not None else None for name, value in cut.items()}
         found = model(**batch, step=step, part=part, parts=world * accumulated)
         if "prior" in found:
             self.learner.remember(found)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lib import models, trainers
-from lib.dot import sequences
+from lib.dot import multi_pass, sequences
 from lib.dot.config import PRESETS, Config
 from lib.errors import InputError
 from lib.problems import Problem, write_jsonl
@@ -51,17 +51,19 @@ def train(config: Config, train: list[Problem], valid: list[Problem], out_dir: s
 
     out_dir = Path(out_dir)
     model, tokenizer = load(config, train)
-    encoded = sequences.encode(tokenizer, train)
+    encoded = (multi_pass if config.multi_pass else sequences).encode(tokenizer, train)
     sequences.check_known(tokenizer, encoded)
     encoded = sequences.keep_short(encoded, config.max_length)
-    canvas = max(len(e["target"]) for e in encoded)
+    if config.multi_pass:
+        rows, canvas = multi_pass.Rows(encoded, tokenizer, config.coupled), multi_pass.canvas(encoded)
+    else:
+        rows, canvas = sequences.Rows(encoded, tokenizer.pad_token_id), max(len(e["target"]) for e in encoded)
     watched = valid[: config.valid_problems]
 
     def look(learned) -> float | None:
         return generation.share_right(learned, tokenizer, config, canvas, watched) if watched else None
 
     models.seed_everything(config.seed)
-    rows = sequences.Rows(encoded, tokenizer.pad_token_id)
     trainer, learner = make_trainer(config, model, rows, look, out_dir)
     trainers.run(trainer, out_dir)
     plaid.save(learner.best(), tokenizer, config, canvas, out_dir / "model")

@@ -1,0 +1,165 @@
+"""The hybrid loop: a language model writes problems, a verifier keeps the good ones, a diffusion model learns of them.
+
+    round r   writer    fine-tune the language model on gold + pool: asked for a problem, it writes one with its chain
+              written   it writes; lib.synthetic judges, repairs and sifts what it wrote; the pool grows
+              reasoner  train the diffusion model on gold + pool
+              agreed    it solves the pool: how often it agrees with a record is part of that record's score from now on
+
+The fast writer is System 1, the diffusion model, which may think again, System 2 (the course project on Diffusion of
+Thoughts). Every step goes through `memo`, so that a loop which was killed goes on where it was.
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lib import answers, evaluation, sft, synthetic
+from lib.dot import generation, training
+from lib.dot.config import Config as Reasoning
+from lib.errors import InputError
+from lib.problems import Problem, write_jsonl
+from lib.self_training import check_apart
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All settings of a loop.
+
+    rounds     at most
+    tuning     of the writer, from its base model, every round
+    drafting   how it writes and what is kept: num_samples_to_generate new problems a round, quality_threshold
+    reasoning  of the diffusion model, from scratch, every round
+    asking     how it answers; with several samples, agreement is the share of them
+    weight     of agreement in a record's score: score * (1 - weight + weight * agreement), for the next round; 0: none
+    min_gain   stop when accuracy on validation problems rose by less than this in a round; below -1: never
+    """
+
+    rounds: int
+    tuning: sft.Config
+    drafting: synthetic.Config
+    reasoning: Reasoning
+    asking: generation.Config
+    weight: float = 0.5
+    min_gain: float = 0.0
+
+    def __post_init__(self):
+        if self.rounds < 1:
+            raise InputError(f"rounds must be at least 1, not {self.rounds}.")
+        if not 0 <= self.weight <= 1:
+            raise InputError(f"weight must lie between 0 and 1, not {self.weight}.")
+        if self.tuning.style != "cot":
+            raise InputError("A writer learns chains of thought; leave the style of its fine-tuning at cot.")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a loop may see: gold problems with solutions, validation problems, and all that must stay unseen."""
+
+    gold: list[Problem]
+    valid: list[Problem]
+    held_out: list[Problem]
+
+    def __post_init__(self):
+        if not self.gold or not self.valid:
+            raise InputError("A loop needs gold problems to learn from and validation problems to stop by.")
+        check_apart(self.gold, self.held_out)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round left.
+
+    model    the diffusion model's folder; written  what lib.synthetic.write left (None in round 0, on gold alone)
+    pool     records that it learned from beside gold, with the scores that kept them
+    counts   of the drafts (synthetic.LEDGER), pool (records learned from), dropped (for want of agreement), accuracy
+             (on validation problems)
+    """
+
+    number: int
+    model: Path
+    written: Path | None = None
+    pool: list[dict] = field(default_factory=list)
+    counts: dict = field(default_factory=dict)
+
+
+def gold_subset(problems: list[Problem], sample_num: int, seed: int = 0) -> list[Problem]:
+    """SAMPLE_NUM of the problems, drawn by `seed`, the smaller subsets inside the larger ones; 0: all."""
+    if sample_num < 0 or sample_num > len(problems):
+        raise InputError(f"SAMPLE_NUM must lie between 0 (all) and {len(problems)}, not {sample_num}.")
+    order = random.Random(seed).sample(range(len(problems)), len(problems))
+    return [problems[i] for i in order[:sample_num]] if sample_num else list(problems)
+
+
+def learnable(records: list[dict], like: Problem) -> list[Problem]:
+    """The problems that records state, of the source of `like`."""
+    return [synthetic.parse(f"{r['src']}\n{r['tgt']}", like) for r in records]
+
+
+def agree(config: generation.Config, problems: list[Problem], model_dir: str | Path, out_dir: str | Path) -> None:
+    """Let the diffusion model solve problems that were written. Writes agreement.jsonl: {"problem", "agreement"}.
+
+    agreement  the share of its config.samples answers that are the problem's
+    """
+    from lib.dot import model as plaid
+
+    parts, k = plaid.load(model_dir, config.device), config.samples
+    asked = [p.question for p in problems for _ in range(k)]
+    found = generation.generate(*parts, asked, config, list(range(k)) * len(problems))[0] if asked else []
+    rows = []
+    for i, problem in enumerate(problems):
+        right = [answers.is_correct(problem, g.text) for g in found[i * k : (i + 1) * k]]
+        rows.append({"problem": problem.id, "agreement": sum(right) / k})
+    write_jsonl(Path(out_dir) / "agreement.jsonl", rows)
+
+
+def rescored(record: dict, agreement: float, weight: float) -> float:
+    """A record's score once a reasoner has tried to solve it."""
+    return record["score"] * (1 - weight + weight * agreement)
+
+
+def rounds(memo: Callable[..., Path], plan: Plan, data: Data) -> Iterator[Round]:
+    """One Round after another: round 0 knows gold alone; the last is plan.rounds, or the first that gained too little.
+
+    memo  `memo(function, config, *inputs)` is the directory in which function(config, *inputs, directory) left its
+          work (`Stage.memo`)
+    """
+    like, pool = data.gold[0], []
+    model, accuracy = reasoner(memo, plan, data, pool)
+    yield Round(0, model, counts={"pool": 0, "accuracy": accuracy})
+    for number in range(1, plan.rounds + 1):
+        pool, dropped = kept(memo, plan, pool, like, model)
+        known = [*data.gold, *learnable(pool, like)]
+        lessons = synthetic.writing(known)
+        writer = memo(sft.train, plan.tuning, lessons, synthetic.writing(data.valid)) / "model"
+        drafting = replace(plan.drafting, round=number, seed=plan.drafting.seed + 1000 * (number - 1))
+        written = memo(synthetic.write, drafting, known, data.held_out, writer)
+        new = json.loads((written / "generated.json").read_text())
+        drafted = json.loads((written / "ledger.json").read_text())
+        pool = [*pool, *new]
+        check_apart(learnable(pool, like), data.held_out)
+        before = accuracy
+        model, accuracy = reasoner(memo, plan, data, learnable(pool, like))
+        counts = {**drafted, "pool": len(pool), "dropped": dropped, "accuracy": accuracy}
+        yield Round(number, model, written, pool, counts)
+        if accuracy - before < plan.min_gain:
+            return
+
+
+def reasoner(memo: Callable[..., Path], plan: Plan, data: Data, learned: list[Problem]) -> tuple[Path, float]:
+    """(the diffusion model trained on gold and these, its accuracy on the validation problems)."""
+    model = memo(training.train, plan.reasoning, [*data.gold, *learned], data.valid) / "model"
+    rows = evaluation.read_rows(memo(generation.evaluate, plan.asking, data.valid, model) / "predictions.jsonl")
+    return model, sum(row["correct"] for row in rows) / len(rows)
+
+
+def kept(memo: Callable[..., Path], plan: Plan, pool: list[dict], like: Problem, model: Path) -> tuple[list[dict], int]:
+    """(the records that still score enough once `model` has tried to solve them, how many no longer do)."""
+    if not pool or not plan.weight:
+        return pool, 0
+    problems = learnable(pool, like)
+    rows = evaluation.read_rows(memo(agree, plan.asking, problems, model) / "agreement.jsonl")
+    scores = [rescored(record, row["agreement"], plan.weight) for record, row in zip(pool, rows, strict=True)]
+    still = [r for r, score in zip(pool, scores, strict=True) if score >= plan.drafting.quality_threshold]
+    return still, len(pool) - len(still)
