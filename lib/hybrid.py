@@ -3,7 +3,8 @@
     round r   writer    fine-tune the language model on gold + pool: asked for a problem, it writes one with its chain
               written   it writes; lib.synthetic judges, repairs and sifts what it wrote; the pool grows
               reasoner  train the diffusion model on gold + pool
-              agreed    it solves the pool: how often it agrees with a record is part of that record's score from now on
+              agreed    it solves the pool: how often it agrees with a record is part of the score that keeps that one
+                        in the next round (it was trained on these: what it contradicts all the same fits badly)
 
 The fast writer is System 1, the diffusion model, which may think again, System 2 (the course project on Diffusion of
 Thoughts). Every step goes through `memo`, so that a loop which was killed goes on where it was.
@@ -21,6 +22,7 @@ from lib.dot.config import Config as Reasoning
 from lib.errors import InputError
 from lib.problems import Problem, write_jsonl
 from lib.self_training import check_apart
+from lib.tasks import solve
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Data:
-    """What a loop may see: gold problems with solutions, validation problems, and all that must stay unseen."""
+    """Gold problems with solutions, validation problems to stop by, and others that must stay unseen (the test's)."""
 
     gold: list[Problem]
     valid: list[Problem]
@@ -64,7 +66,12 @@ class Data:
     def __post_init__(self):
         if not self.gold or not self.valid:
             raise InputError("A loop needs gold problems to learn from and validation problems to stop by.")
-        check_apart(self.gold, self.held_out)
+        check_apart(self.gold, self.unseen)
+
+    @property
+    def unseen(self) -> list[Problem]:
+        """What nothing may be learned from."""
+        return [*self.valid, *self.held_out]
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,8 @@ class Round:
     """What a round left.
 
     model    the diffusion model's folder; written  what lib.synthetic.write left (None in round 0, on gold alone)
-    pool     records that it learned from beside gold, with the scores that kept them
+    pool     records that it learned from beside gold: "score" is the verifier's, "agreement" (of those that were there
+             a round before) the last reasoner's
     counts   of the drafts (synthetic.LEDGER), pool (records learned from), dropped (for want of agreement), accuracy
              (on validation problems)
     """
@@ -93,8 +101,15 @@ def gold_subset(problems: list[Problem], sample_num: int, seed: int = 0) -> list
 
 
 def learnable(records: list[dict], like: Problem) -> list[Problem]:
-    """The problems that records state, of the source of `like`."""
-    return [synthetic.parse(f"{r['src']}\n{r['tgt']}", like) for r in records]
+    """The problems that records state, of the source of `like`; raises InputError where one states none."""
+    found = []
+    for r in records:
+        problem = synthetic.parse(f"{r['src']}\n{r['tgt']}", like)
+        if problem is None:
+            raise InputError(f"A record to learn from holds no problem: {r['src'][:60]!r}; judge its file with 04.")
+        solved = solve(problem)  # knows the form that decides whether two problems are the same
+        found.append(replace(problem, meta=solved.meta) if solved else problem)
+    return found
 
 
 def agree(config: generation.Config, problems: list[Problem], model_dir: str | Path, out_dir: str | Path) -> None:
@@ -109,7 +124,7 @@ def agree(config: generation.Config, problems: list[Problem], model_dir: str | P
     found = generation.generate(*parts, asked, config, list(range(k)) * len(problems))[0] if asked else []
     rows = []
     for i, problem in enumerate(problems):
-        right = [answers.is_correct(problem, g.text) for g in found[i * k : (i + 1) * k]]
+        right = [g.finished and answers.is_correct(problem, g.text) for g in found[i * k : (i + 1) * k]]
         rows.append({"problem": problem.id, "agreement": sum(right) / k})
     write_jsonl(Path(out_dir) / "agreement.jsonl", rows)
 
@@ -125,20 +140,20 @@ def rounds(memo: Callable[..., Path], plan: Plan, data: Data) -> Iterator[Round]
     memo  `memo(function, config, *inputs)` is the directory in which function(config, *inputs, directory) left its
           work (`Stage.memo`)
     """
-    like, pool = data.gold[0], []
+    like, pool, ever = data.gold[0], [], []
     model, accuracy = reasoner(memo, plan, data, pool)
     yield Round(0, model, counts={"pool": 0, "accuracy": accuracy})
     for number in range(1, plan.rounds + 1):
         pool, dropped = kept(memo, plan, pool, like, model)
-        known = [*data.gold, *learnable(pool, like)]
-        lessons = synthetic.writing(known)
+        lessons = synthetic.writing([*data.gold, *learnable(pool, like)])
+        known = [*data.gold, *learnable(ever, like)]  # what was dropped does not come back as new
         writer = memo(sft.train, plan.tuning, lessons, synthetic.writing(data.valid)) / "model"
         drafting = replace(plan.drafting, round=number, seed=plan.drafting.seed + 1000 * (number - 1))
-        written = memo(synthetic.write, drafting, known, data.held_out, writer)
+        written = memo(synthetic.write, drafting, known, data.unseen, writer)
         new = json.loads((written / "generated.json").read_text())
         drafted = json.loads((written / "ledger.json").read_text())
-        pool = [*pool, *new]
-        check_apart(learnable(pool, like), data.held_out)
+        pool, ever = [*pool, *new], [*ever, *new]
+        check_apart(learnable(pool, like), data.unseen)
         before = accuracy
         model, accuracy = reasoner(memo, plan, data, learnable(pool, like))
         counts = {**drafted, "pool": len(pool), "dropped": dropped, "accuracy": accuracy}
@@ -161,5 +176,9 @@ def kept(memo: Callable[..., Path], plan: Plan, pool: list[dict], like: Problem,
     problems = learnable(pool, like)
     rows = evaluation.read_rows(memo(agree, plan.asking, problems, model) / "agreement.jsonl")
     scores = [rescored(record, row["agreement"], plan.weight) for record, row in zip(pool, rows, strict=True)]
-    still = [r for r, score in zip(pool, scores, strict=True) if score >= plan.drafting.quality_threshold]
+    still = [
+        {**record, "agreement": row["agreement"]}
+        for record, row, score in zip(pool, rows, scores, strict=True)
+        if score >= plan.drafting.quality_threshold
+    ]
     return still, len(pool) - len(still)

@@ -220,7 +220,7 @@ def sift(config: Config, drafts: list[str], known: list[Problem], held: list[Pro
             ledger["repaired"] += holds and judged.repaired
             question = normal(judged.problem.question)
             fate = "kept"
-            if question in secret or chain_form(judged.problem) in chains:
+            if question in secret or chain_form(solve(judged.problem) or judged.problem) in chains:
                 fate = "leaked"
             elif question in seen:
                 fate = "duplicate"
@@ -242,12 +242,12 @@ def read_drafts(path: str | Path) -> list[str]:
     Raises InputError where it can't be read as such.
     """
     try:
-        records = json.loads(Path(path).read_text())
-        return [f"{record['src']}\n{record['tgt']}" for record in records]
+        texts = [(record["src"], record["tgt"]) for record in json.loads(Path(path).read_text())]
+        return [" ".join(src.split()) + "\n" + tgt for src, tgt in texts]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; give a generated.json of 04.") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f'{path}: not a JSON list of records with "src" and "tgt" ({error!r}).') from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f'{path}: not a JSON list of records with texts "src" and "tgt" ({error!r}).') from None
 
 
 def normal(question: str) -> str:

@@ -19,8 +19,10 @@ from lib.dot import model as plaid
 from lib.dot.config import Config as Reasoning
 from lib.errors import InputError
 from lib.hybrid import Data, Plan, rounds
+from lib.problems import make_problem
 from lib.prompts import solution
-from lib.tasks import modular_chain
+from lib.self_training import check_apart
+from lib.tasks import modular_chain, solve
 from tests.test_self_training import ROOT, Recorder, times, work
 
 PARTS = problems.split(modular_chain.generate(240, n_operations=2, seed=3))
@@ -110,6 +112,36 @@ def test_a_planted_leak_stops_the_loop(leak, tmp_path, monkeypatch):
         list(rounds(Recorder(tmp_path), plan(), data()))
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_held_out_problem_in_another_order_is_a_leak_whether_judged_or_not(verify):
+    like, held = (make_problem(q, ["s"], "1 1", "addition", exact_steps=True) for q in ("1 + 1", "5 8 + 3 2"))
+    held = solve(held)
+    config = synthetic.Config(num_samples_to_generate=9, budget=9, verify=verify)
+    records, _, fates = synthetic.sift(config, ["3 2 + 5 8\nany\n#### 1"], [like], [held])
+    assert [f["fate"] for f in fates] == ["leaked"] and not records
+    with pytest.raises(InputError, match="validation or test holds it too"):
+        check_apart(hybrid.learnable([{"src": "3 2 + 5 8", "tgt": "any\n#### 1"}], like), [held])
+
+
+def test_validation_problems_are_guarded_even_where_nothing_else_is():
+    with pytest.raises(InputError, match="validation or test holds it too"):
+        Data([*GOLD, VALID[0]], VALID, [])
+    assert Data(GOLD, VALID, []).unseen == VALID
+
+
+def test_what_was_dropped_does_not_come_back_as_new(tmp_path, monkeypatch):
+    """The reasoner agrees with nothing: the second round learns nothing of the first, and knows all of it."""
+    memo = Recorder(tmp_path)
+    monkeypatch.setattr(answers, "is_correct", lambda problem, text: False)
+    found = list(rounds(memo, plan(weight=1.0), data()))
+    first, second = ({e["src"] for e in r.pool} for r in found[1:])
+    assert found[2].counts["dropped"] == 6 and len(second) == 6 and not first & second
+    writes = [call for call in memo.calls if call[0] is synthetic.write]
+    assert [len(call[2][0]) for call in writes] == [60, 66] and writes[1][2][1] == [*VALID, *HELD]
+    (agreed,) = [call for call in memo.calls if call[0] is hybrid.agree]
+    assert agreed[2] == (hybrid.learnable(found[1].pool, GOLD[0]), found[1].model)
+
+
 # --- agreement ---
 
 
@@ -122,7 +154,7 @@ def test_agreement_is_the_share_of_answers_that_are_the_problems(went, tmp_path)
         found, _ = generation.generate(*parts, [problem.question] * 3, how, [0, 1, 2])
         assert row == {
             "problem": problem.id,
-            "agreement": sum(answers.is_correct(problem, g.text) for g in found) / 3,
+            "agreement": sum(g.finished and answers.is_correct(problem, g.text) for g in found) / 3,
         }
 
 
@@ -143,7 +175,8 @@ def test_a_record_that_the_reasoner_contradicts_is_dropped(tmp_path):
     records, memo = pool_of([1.0, 0.5, 0.0, 0.0], [1.0, 1.0, 1.0, 0.8])
     how = plan(weight=0.3)
     still, dropped = hybrid.kept(memo, how, records, GOLD[0], tmp_path)
-    assert still == records[:2] and dropped == 2, "scores 1, 0.85, 0.7 and 0.56 at a threshold of 0.8"
+    assert dropped == 2, "scores 1, 0.85, 0.7 and 0.56 at a threshold of 0.8"
+    assert still == [{**records[0], "agreement": 1.0}, {**records[1], "agreement": 0.5}]
     assert hybrid.kept(memo, replace(how, weight=0.0), records, GOLD[0], tmp_path) == (records, 0)
     assert hybrid.rescored({"score": 0.9}, 0.5, 1.0) == pytest.approx(0.45)
 

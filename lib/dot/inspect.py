@@ -11,6 +11,7 @@ from pathlib import Path
 from lib import answers, evaluation
 from lib.dot import generation, sequences
 from lib.dot.config import Config as Training
+from lib.errors import InputError
 from lib.problems import Problem, make_problem, write_jsonl
 from lib.progress import Bar
 
@@ -37,6 +38,8 @@ def loss_by_time(
 
     from lib.dot import losses
 
+    if trained.multi_pass:
+        raise InputError("The loss by time is drawn for whole chains; this model was trained on one thought a pass.")
     rows, found = sequences.Rows(sequences.encode(tokenizer, problems), tokenizer.pad_token_id), []
     for i in range(bins):
         generator, values = torch.Generator().manual_seed(i), []

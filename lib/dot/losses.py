@@ -5,6 +5,7 @@ give the mean over rows of the mean over a row's positions, in nats a token.
 """
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -51,7 +52,8 @@ def draw(config, rows: int, shape: tuple, step: int, part: int, parts: int, reco
     drawn = Draw(t[order].to(device), noise, int((~chosen).sum()))
     truth = config.min_prob + (1 - config.min_prob) * max(0.0, 1 - step / config.steps)
     if truth < 1:  # with numbers of its own: without scheduled sampling everything else stays as it is, to the bit
-        own = torch.Generator(device).manual_seed((seed * parts + part) % 2**63 + 2**62)
+        name = f"guessed {seed} {part} {parts}".encode()
+        own = torch.Generator(device).manual_seed(int.from_bytes(blake2b(name, digest_size=4).digest()))
         chance, further = torch.rand(2, rows, generator=own, device=device, dtype=torch.float64)
         drawn.guessed = (chance >= truth) & (drawn.t > 0)
         drawn.later = 1 - (1 - drawn.t) * further

@@ -8,6 +8,7 @@ padding, which is learned: it says where a thought ends. Knows no loss and no sa
 """
 
 import random
+from dataclasses import replace
 
 from lib.dot import sequences
 from lib.problems import Problem
@@ -15,15 +16,15 @@ from lib.prompts import solution
 
 
 def thoughts(problem: Problem) -> list[str]:
-    """The lines of a solution, each with its line break; the answer's line belongs to the last step's thought."""
-    lines = solution(problem).splitlines(keepends=True)
-    return [*lines[:-2], "".join(lines[-2:])]
+    """The steps of a solution, each with its line break; the answer's line belongs to the last step's thought."""
+    last = solution(replace(problem, steps=problem.steps[-1:]))
+    return [*(f"{step}\n" for step in problem.steps[:-1]), last]
 
 
 def encode(tokenizer, problems: list[Problem]) -> list[dict]:
-    """[{"source", "target", "thoughts"}]: ids of the question; of its thoughts in a row; of each of them.
+    """[{"source", "target", "thoughts"}]: ids of the question and the separator; of its thoughts in a row; of each.
 
-    The last thought has the end. The separator is not among them: it stands wherever a pass begins.
+    The last thought has the end.
     """
     parts = [thoughts(p) for p in problems]
     asked = sequences.sources(tokenizer, [p.question for p in problems])
@@ -34,7 +35,7 @@ def encode(tokenizer, problems: list[Problem]) -> list[dict]:
         written = [next(ids) for _ in own]
         written[-1] = [*written[-1], tokenizer.eos_token_id]
         target = [token for thought in written for token in thought]
-        encoded.append({"source": source[:-1], "target": target, "thoughts": written})
+        encoded.append({"source": source, "target": target, "thoughts": written})
     return encoded
 
 
@@ -43,24 +44,24 @@ def canvas(encoded: list[dict]) -> int:
     return max(len(thought) for e in encoded for thought in e["thoughts"])
 
 
-def row(encoded: dict, i: int, sep_id: int, both: bool = False) -> dict[str, list[int]]:
+def row(encoded: dict, i: int, both: bool = False) -> dict[str, list[int]]:
     """{"source", "target"} of pass i of one problem. both: coupled, the next thought stands behind it, noised too."""
-    own = encoded["thoughts"]
+    own, (*question, sep) = encoded["thoughts"], encoded["source"]
     before = [token for thought in own[:i] for token in thought]
-    target = [*own[i], sep_id, *own[i + 1]] if both else own[i]
-    return {"source": [*encoded["source"], *before, sep_id], "target": target}
+    target = [*own[i], sep, *own[i + 1]] if both else own[i]
+    return {"source": [*question, *before, sep], "target": target}
 
 
 class Rows:
     """`sequences.Rows` for thoughts: which thought of a problem is learned is drawn anew each time it is asked for.
 
-    coupled  how often (of the rows that have a next thought) two thoughts stand on the canvas, so that the model meets
-             an earlier thought that may be wrong and sets it right (coupled sampling, Ye et al. 2024)
+    coupled  how often (of the rows that have a next thought) two thoughts stand on the canvas: the earlier is noised
+             too, as it may be wrong when it is the model's own (coupled sampling, Ye et al. 2024)
     """
 
     def __init__(self, encoded: list[dict], tokenizer, coupled: float = 0.0):
         self.encoded, self.coupled = encoded, coupled
-        self.pad_id, self.sep_id = tokenizer.pad_token_id, tokenizer.sep_token_id
+        self.pad_id = tokenizer.pad_token_id
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -72,7 +73,7 @@ class Rows:
         for place in places.tolist():
             encoded = self.encoded[place]
             i, both = which.randrange(len(encoded["thoughts"])), two.random() < self.coupled
-            rows.append(row(encoded, i, self.sep_id, both and i + 1 < len(encoded["thoughts"])))
+            rows.append(row(encoded, i, both and i + 1 < len(encoded["thoughts"])))
         return sequences.batch(rows, self.pad_id)
 
 
@@ -108,8 +109,12 @@ def partial_watch(watch, going: list[int]):
 
 
 def cut(ids: list[int], eos_id: int, pad_id: int, sep_id: int) -> tuple[list[int], bool]:
-    """(the thought on a canvas, is it the last): up to its padding or, with it, its end; without separators."""
-    places = [i for i, token in enumerate(ids) if token in (eos_id, pad_id)]
+    """(the thought on a canvas, is it the last): up to its padding, to a next thought or, with it, its end.
+
+    A next thought, behind a separator, is thought anew: the canvas may have been too short for it.
+    """
+    while ids and ids[0] == sep_id:
+        ids = ids[1:]
+    places = [i for i, token in enumerate(ids) if token in (eos_id, pad_id, sep_id)]
     ends = bool(places) and ids[places[0]] == eos_id
-    kept = ids[: places[0] + ends] if places else ids
-    return [token for token in kept if token != sep_id], ends
+    return ids[: places[0] + ends] if places else ids, ends

@@ -63,6 +63,8 @@ def mend(config: Config, problems: list[Problem], model_dir: str | Path, out_dir
     if not problems:
         raise InputError("There is no problem to mend; give some with solutions.")
     model, tokenizer, trained, canvas = plaid.load(model_dir, config.device)
+    if trained.multi_pass:
+        raise InputError("Whole chains are injured and mended; this model was trained on one thought a pass.")
     encoded = sequences.encode(tokenizer, problems)
     canvas = max(canvas, *(len(e["target"]) for e in encoded))
     choices = sorted({token for e in encoded for token in e["target"]} - set(tokenizer.all_special_ids))
