@@ -390,7 +390,7 @@ def test_a_checkpoint_cut_off_while_it_is_deleted_does_not_pass_for_complete(tmp
         raise Cut
 
     with monkeypatch.context() as patch, pytest.raises(Cut):
-        patch.setattr(sft.shutil, "rmtree", killed)
+        patch.setattr(trainers.shutil, "rmtree", killed)
         trainers.discard(checkpoint)
     assert trainers.last_checkpoint(tmp_path) is None and not checkpoint.exists()
 
