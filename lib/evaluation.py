@@ -204,13 +204,18 @@ def write_predictions(
 def merge(stages: list[Path]) -> tuple[list[dict], list[dict]]:
     """(rows, predictions) of every stage that has some, in order; predictions get a "label" (see `labels`).
 
-    Raises InputError if none has.
+    Where two used the same settings, both say in "stage" whose results they are. Raises InputError if none has.
     """
     stages = [stage for stage in stages if (stage / "rows.jsonl").exists()]
     if not any((stage / "rows.jsonl").stat().st_size for stage in stages):
         raise InputError("This run has no results to show yet; make some first: python run_all.py --until 03.")
-    rows = [row for stage in stages for row in read_rows(stage / "rows.jsonl")]
-    predictions = [row for stage in stages for row in read_rows(stage / "predictions.jsonl")]
+    names, whose = ("rows.jsonl", "predictions.jsonl"), {}
+    read = [(stage.name[:2], name, row) for name in names for stage in stages for row in read_rows(stage / name)]
+    for stage, _, row in read:
+        whose.setdefault(json.dumps([row["task"], row["method"], row["setting"]]), {}).setdefault(stage, []).append(row)
+    for stage, row in [(s, row) for own in whose.values() if len(own) > 1 for s in own for row in own[s]]:
+        row["setting"] = row["setting"] | {"stage": stage}
+    rows, predictions = ([row for _, name, row in read if name == wanted] for wanted in names)
     return rows, [{**p, "label": label} for p, label in zip(predictions, labels(predictions), strict=True)]
 
 
@@ -255,10 +260,7 @@ def pareto(rows: list[dict], cost: str = "tokens_per_problem") -> list[dict]:
 
 
 def labels(rows: list[dict]) -> list[str]:
-    """A short name for each row (or prediction): its method, with those settings that part it from others of its task.
-
-    "cot" alone where there is one, else "cot steps 800" and "cot steps 250, gold 500".
-    """
+    """A short name for each row (or prediction): its method, with those settings that part it from others of a task."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         group = groups.setdefault((row["task"], row["method"]), [])

@@ -674,6 +674,21 @@ def test_stages_are_merged_in_order_and_their_predictions_labelled_together(tmp_
             evaluation.merge(stages)
 
 
+def test_stages_with_the_same_settings_are_told_apart(tmp_path):
+    for name in ("03_sft", "07_coconut_stages"):
+        write_jsonl(tmp_path / name / "rows.jsonl", [row_of("cot", steps=8), row_of(f"only {name}", steps=8)])
+        write_jsonl(tmp_path / name / "predictions.jsonl", [predicted(A, "cot", name == "03_sft", steps=8)])
+    rows, predictions = evaluation.merge([tmp_path / "03_sft", tmp_path / "07_coconut_stages"])
+    assert [p["label"] for p in predictions] == ["cot stage 03", "cot stage 07"]
+    assert [row["setting"] for row in rows] == [
+        {"steps": 8, "stage": "03"},
+        {"steps": 8},
+        {"steps": 8, "stage": "07"},
+        {"steps": 8},
+    ]
+    evaluation.against_cot(rows, predictions)
+
+
 def test_origin_names_commit_device_and_packages(tmp_path):
     manifest = {
         "stage": "03_sft",
