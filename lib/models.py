@@ -120,7 +120,7 @@ def from_scratch(preset: str, tokenizer, dropout: float = 0.0):
             n_head=heads,
             n_positions=1024,
             bos_token_id=None,
-            activation_function="gelu_pytorch_tanh",  # GPT-2's own function (its "gelu_new") in one kernel, not nine
+            activation_function="gelu_pytorch_tanh",  # GPT-2's own function (its "gelu_new") in one kernel
             **ids,
         )
         set_dropout(config, dropout)
