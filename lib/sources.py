@@ -12,7 +12,16 @@ from pathlib import Path
 
 LIB = Path(__file__).parent
 # Runs, shows or teaches the work, and changes no result.
-MACHINERY = {"lib.stage", "lib.sources", "lib.pipeline", "lib.launch", "lib.progress", "lib.errors", "lib.lessons"}
+MACHINERY = {
+    "lib.stage",
+    "lib.sources",
+    "lib.workers",
+    "lib.pipeline",
+    "lib.launch",
+    "lib.progress",
+    "lib.errors",
+    "lib.lessons",
+}
 # May change without making a training stale: it only looks at results.
 ONLOOKERS = {"lib.plots", "lib.viewers", "lib.evaluation"}
 

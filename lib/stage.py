@@ -83,6 +83,37 @@ class Stage:
         inputs   lists of dataclasses (Problem, Example), or paths: of a memo (known by its name), of a file or folder
                  (by its bytes), or a model's hub id
         """
+        done = self._place(function, config, *inputs)
+        partial = done.with_name(done.name + ".partial")
+        with locked(done.with_name(done.name + ".lock")):
+            if not done.exists():
+                partial.mkdir(parents=True, exist_ok=True)
+                function(config, *inputs, partial)
+                gc.collect()  # a trainer and its model hold one another; the next step needs the memory
+                sync(partial)
+                partial.rename(done)
+        return done
+
+    def memo_all(self, calls: dict) -> dict:
+        """{key: memo(function, config, *inputs)} for {key: (function, config, *inputs)} that do not need one another.
+
+        On a CPU as many at once as there are cores, each in a process of its own (lib.workers); on a GPU one by one.
+        A call's share of the cores hangs on how many calls there are, not on how many are done already.
+        """
+        from lib import models, workers
+
+        cpu = all(
+            models.pick_device(getattr(config, "device", "auto")).type == "cpu" for _, config, *_ in calls.values()
+        )
+        at_once = min(len(calls), workers.at_once()) if cpu else 1
+        if at_once <= 1:
+            return {key: self.memo(*call) for key, call in calls.items()}
+        places = {key: self._place(*call) for key, call in calls.items()}
+        missing = {key: (self.memo, *call) for key, call in calls.items() if not places[key].exists()}
+        return places | workers.each(missing, at_once, max(1, workers.cores() // at_once))
+
+    def _place(self, function, config, *inputs) -> Path:
+        """The directory of a piece of work, named by everything that it depends on."""
         key = sources.digest(
             [
                 f"{function.__module__}.{function.__name__}",
@@ -92,17 +123,8 @@ class Stage:
                 [self._identity(value) for value in inputs],
             ]
         )
-        memo = self.run_directory / "memo"
-        done = memo / f"{function.__module__.removeprefix('lib.')}.{function.__name__}-{key}"
-        partial = done.with_name(done.name + ".partial")
-        with locked(memo / f"{done.name}.lock"):
-            if not done.exists():
-                partial.mkdir(parents=True, exist_ok=True)
-                function(config, *inputs, partial)
-                gc.collect()  # a trainer and its model hold one another; the next step needs the memory
-                sync(partial)
-                partial.rename(done)
-        return done
+        name = f"{function.__module__.removeprefix('lib.')}.{function.__name__}-{key}"
+        return self.run_directory / "memo" / name
 
     def _identity(self, value) -> object:
         if isinstance(value, (str, Path)):
