@@ -82,7 +82,8 @@ class Round:
     pool     records that it learned from beside gold: "score" is the verifier's, "agreement" (of those that were there
              a round before) the last reasoner's
     counts   of the drafts (synthetic.LEDGER), pool (records learned from), dropped (for want of agreement), accuracy
-             (on validation problems)
+             (on validation problems), wrong (of a control's pool: what judging would have repaired or left out)
+    believed true for a control that learned drafts as they were written
     """
 
     number: int
@@ -90,6 +91,7 @@ class Round:
     written: Path | None = None
     pool: list[dict] = field(default_factory=list)
     counts: dict = field(default_factory=dict)
+    believed: bool = False
 
 
 def gold_subset(problems: list[Problem], sample_num: int, seed: int = 0) -> list[Problem]:
@@ -98,6 +100,28 @@ def gold_subset(problems: list[Problem], sample_num: int, seed: int = 0) -> list
         raise InputError(f"SAMPLE_NUM must lie between 0 (all) and {len(problems)}, not {sample_num}.")
     order = random.Random(seed).sample(range(len(problems)), len(problems))
     return [problems[i] for i in order[:sample_num]] if sample_num else list(problems)
+
+
+def lessons(
+    train: list[Problem], unseen: list[Problem], sample_num: int, generate: int, paths: list, judging: synthetic.Config
+) -> tuple[list[Problem], dict]:
+    """(what a reasoner learns from, ledger of the files), as the course's trainer has it.
+
+    SAMPLE_NUM gold problems (`gold_subset`); with GENERATE also all problems of the generated files at `paths` that
+    are verified here, new and not among `unseen`. Without it the files are not read, and a line says so.
+    """
+    if generate not in (0, 1):
+        raise InputError(f"GENERATE is 0 or 1, not {generate}.")
+    gold = gold_subset(train, sample_num)
+    if not generate:
+        if paths:
+            print(f"GENERATE is 0: {', '.join(map(str, paths))} is not read")
+        return gold, {}
+    if not paths:
+        raise InputError("GENERATE is 1, but there is no generated file; give generate_data_path, or run 04 first.")
+    check_apart(gold, unseen)
+    records, ledger = synthetic.from_files(judging, paths, gold, unseen)
+    return [*gold, *learnable(records, gold[0])], ledger
 
 
 def learnable(records: list[dict], like: Problem) -> list[Problem]:
@@ -160,6 +184,29 @@ def rounds(memo: Callable[..., Path], plan: Plan, data: Data) -> Iterator[Round]
         yield Round(number, model, written, pool, counts)
         if accuracy - before < plan.min_gain:
             return
+
+
+def run(memo: Callable[..., Path], plan: Plan, data: Data, control: bool = False) -> list[Round]:
+    """All of `rounds`; with `control` also what round 1 would have been without verification."""
+    found = list(rounds(memo, plan, data))
+    return found + ([believed(memo, plan, data, found[1])] if control and len(found) > 1 else [])
+
+
+def believed(memo: Callable[..., Path], plan: Plan, data: Data, first: Round) -> Round:
+    """The control of round 1: the same drafts, each taken as it was written, as many of them as were kept there.
+
+    Copies and what is held back are left out here too: what it shows is what judging the solutions is worth.
+    """
+    drafts = [row["text"] for row in evaluation.read_rows(first.written / "drafts.jsonl")]
+    config = replace(plan.drafting, round=1, verify=False, num_samples_to_generate=max(1, len(first.pool)))
+    pool, counts, _ = synthetic.sift(config, drafts, data.gold, data.unseen)
+    learned = learnable(pool, data.gold[0])
+    check_apart(learned, data.unseen)
+    model, accuracy = reasoner(memo, plan, data, learned)
+    judged = [synthetic.judge(f"{r['src']}\n{r['tgt']}", data.gold[0]) for r in pool]
+    wrong = sum(j.repaired or j.score < config.quality_threshold for j in judged)
+    counts = {**counts, "pool": len(pool), "wrong": wrong, "dropped": 0, "accuracy": accuracy}
+    return Round(1, model, first.written, pool, counts, believed=True)
 
 
 def reasoner(memo: Callable[..., Path], plan: Plan, data: Data, learned: list[Problem]) -> tuple[Path, float]:

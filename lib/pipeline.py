@@ -27,7 +27,7 @@ STAGES: dict[str, list[str]] = {
     "03_sft": ["01_data_inspection"],
     "04_rft_generation": ["01_data_inspection"],
     "05_dpo_self_training": ["01_data_inspection"],
-    "06_dot_training": ["01_data_inspection"],
+    "06_dot_training": ["01_data_inspection", "(04_rft_generation)"],
     "07_coconut_stages": ["01_data_inspection", "(03_sft)"],
     "09_evaluation": [
         "01_data_inspection",

@@ -337,3 +337,48 @@ def pass_at_k(curves: dict[str, dict[int, float]]) -> object:
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+def draft_fates(drafts: dict[str, list[dict]]) -> object:
+    """What became of a writer's drafts, a bar a label; `drafts` is {label: rows of synthetic's drafts.jsonl}."""
+    fates = ("kept", "kept, repaired", "below the threshold", "duplicate", "leaked", "not parsed")
+    shades = (COLOURS[2], COLOURS[4], COLOURS[1], "#bbbbbb", COLOURS[5], "#666666")
+    figure, (ax,) = axes(width=7.5, height=1.2 + 0.4 * len(drafts))
+    for i, rows in enumerate(drafts.values()):
+        named = ["kept, repaired" if r["fate"] == "kept" and r["repaired"] else r["fate"] for r in rows]
+        left = 0
+        for fate, shade in zip(fates, shades, strict=True):
+            n = named.count(fate)
+            ax.barh(i, n, left=left, color=shade, label=fate if i == 0 else None)
+            if n > 0.04 * max(map(len, drafts.values())):
+                ax.text(left + n / 2, i, n, ha="center", va="center", fontsize=8)
+            left += n
+    ax.set_yticks(range(len(drafts)), list(drafts), fontsize=8)
+    ax.set(xlabel="drafts", xlim=(0, None))
+    ax.invert_yaxis()
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def gold_by_generated(rows: list[dict]) -> object:
+    """Accuracy against gold problems, a line for each kind of generated problems beside them: seeds and their mean.
+
+    rows  result rows with setting "gold" (how many) and "generated" ("no", "unverified", "round 1", ...)
+    """
+    figure, (ax,) = axes(width=6.5, height=3.6)
+    kinds = list(dict.fromkeys(row["setting"]["generated"] for row in rows))
+    for i, kind in enumerate(sorted(kinds, key=lambda name: (name == "unverified", name))):
+        points: dict[int, list[float]] = {}
+        for row in rows:
+            if row["setting"]["generated"] == kind:
+                points.setdefault(row["setting"]["gold"], []).append(row["accuracy"])
+        line = sorted((n, sum(values) / len(values)) for n, values in points.items())
+        style = "s--" if kind == "unverified" else "o-"
+        ax.plot(*zip(*line, strict=True), style, color=COLOURS[i], label=f"generated: {kind}")
+        for n, values in points.items():
+            ax.plot([n] * len(values), values, ".", color=COLOURS[i], alpha=0.5)
+    ax.set(xscale="log", xlabel="gold problems (SAMPLE_NUM)", ylabel="accuracy", ylim=(None, 1.02))
+    ax.set_xticks(ticks := sorted({row["setting"]["gold"] for row in rows}), [str(tick) for tick in ticks])
+    ax.minorticks_off()
+    ax.legend(frameon=False, fontsize=8)
+    return figure

@@ -100,17 +100,14 @@ class Stage:
         On a CPU as many at once as there are cores, each in a process of its own (lib.workers); on a GPU one by one.
         A call's share of the cores hangs on how many calls there are, not on how many are done already.
         """
-        from lib import models, workers
+        from lib import workers
 
-        cpu = all(
-            models.pick_device(getattr(config, "device", "auto")).type == "cpu" for _, config, *_ in calls.values()
-        )
-        at_once = min(len(calls), workers.at_once()) if cpu else 1
-        if at_once <= 1:
+        at_once, threads = workers.shares(len(calls), *(getattr(c, "device", "auto") for _, c, *_ in calls.values()))
+        if at_once == 1:
             return {key: self.memo(*call) for key, call in calls.items()}
         places = {key: self._place(*call) for key, call in calls.items()}
         missing = {key: (self.memo, *call) for key, call in calls.items() if not places[key].exists()}
-        return places | workers.each(missing, at_once, max(1, workers.cores() // at_once))
+        return places | workers.each(missing, at_once, threads)
 
     def _place(self, function, config, *inputs) -> Path:
         """The directory of a piece of work, named by everything that it depends on."""

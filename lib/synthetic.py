@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,6 +29,7 @@ WITH_REPEAT = re.compile(rf"{answers.ANNOTATION.pattern}([$]?)(-?(?:{calculator.
 REQUEST = "Write a problem and its solution.\n"
 # Counts of drafts. Of the parsed, "verified" held as they were, "repaired" after repair; each ends as one of the last.
 LEDGER = ("drawn", "parsed", "verified", "repaired", "duplicate", "leaked", "below the threshold", "kept")
+CHECKS = ("steps_hold", "answer_agrees", "operands_traceable", "numbers_used", "results_used")
 # Numbers that a question may mean without writing their digits.
 WORDS = {
     **{"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10},
@@ -236,6 +237,17 @@ def sift(config: Config, drafts: list[str], known: list[Problem], held: list[Pro
     return records, {name: ledger[name] for name in LEDGER}, fates
 
 
+def why(fate: dict) -> str:
+    """Why a draft (a row of drafts.jsonl) met its fate, in a few words."""
+    if fate["fate"] == "not parsed":
+        return "is no question with steps and one answer"
+    if fate["fate"] in ("duplicate", "leaked"):
+        return {"duplicate": "is known already", "leaked": "is held back for validation or test"}[fate["fate"]]
+    low = [f"{name} {fate[name]:.2f}" for name in CHECKS if fate.get(name, 1.0) < 1]
+    mended = "a result or the answer was wrong, and was computed anew" if fate["repaired"] else "all steps hold"
+    return "; ".join([mended, *low])
+
+
 def read_drafts(path: str | Path) -> list[str]:
     """The drafts of a generated file, a JSON list of {"src", "tgt", ...}, for `sift`: nothing else in it is believed.
 
@@ -248,6 +260,15 @@ def read_drafts(path: str | Path) -> list[str]:
         raise InputError(f"{path}: {error.strerror or error}; give a generated.json of 04.") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f'{path}: not a JSON list of records with texts "src" and "tgt" ({error!r}).') from None
+
+
+def from_files(config: Config, paths: list, known: list[Problem], held: list[Problem]) -> tuple[list[dict], dict]:
+    """(records to learn from, ledger) of generated files: their texts are judged as a writer's drafts are, all of them.
+
+    known gives the source and what is not new. Raises InputError where a file is none.
+    """
+    drafts = [text for path in paths for text in read_drafts(path)]
+    return sift(replace(config, num_samples_to_generate=max(1, len(drafts))), drafts, known, held)[:2]
 
 
 def normal(question: str) -> str:

@@ -1,8 +1,13 @@
 """One thought a pass: how chains are cut, what is learned of them, and how thoughts are strung together again."""
 
 import copy
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +16,7 @@ from hypothesis import strategies as st
 
 from lib import answers
 from lib.dot import config as settings
-from lib.dot import generation, multi_pass, sequences, training
+from lib.dot import generation, inspect, multi_pass, pictures, sequences, training
 from lib.dot import model as plaid
 from lib.dot.config import Config
 from lib.errors import InputError
@@ -19,6 +24,7 @@ from lib.problems import make_problem
 from lib.prompts import solution
 from lib.tasks import arithmetic, modular_chain
 
+ROOT = Path(__file__).parents[1]
 LONG = [p for n in (1, 2, 3) for p in modular_chain.generate(8, n_operations=n, seed=n)]
 BARE = make_problem("1 + 1", [], "2", "bare")
 
@@ -281,3 +287,75 @@ def test_problems_without_steps_have_one_thought(tmp_path, monkeypatch):
 def test_thoughts_on_one_canvas_need_thoughts():
     with pytest.raises(InputError, match="multi_pass"):
         Config(coupled=0.1)
+
+
+# --- how many passes, and what they look like ---
+
+
+def test_a_model_may_think_twice_as_often_as_its_longest_chain(learned, short_chains):
+    *_, trained, _ = learned("cross_entropy")
+    assert trained.max_thoughts == 2 * max(len(p.steps) for p in short_chains)
+    for wrong in ({"max_thoughts": -1}, {"min_prob": 2.0}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            Config(**wrong)
+
+
+def test_so_many_passes_may_be_said_in_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(settings.PRESETS, "tiny", (32, 1, 2))
+    some = modular_chain.generate(20, n_operations=3)
+    config = Config(model="tiny", steps=2, batch_size=4, multi_pass=True, max_thoughts=5, device="cpu")
+    training.train(config, some, some[:2], tmp_path)
+    assert plaid.load(tmp_path / "model", "cpu")[2].max_thoughts == 5
+
+
+def test_a_film_of_passes_keeps_what_was_thought_before(learned, short_chains):
+    parts = learned("cross_entropy")
+    problem = next(p for p in short_chains if len(p.steps) == 2)
+    hows = [generation.Config(steps=n, device="cpu") for n in (1, 3)]
+    (item,) = inspect.films(*parts, [problem], hows)
+    tokenizer, canvas = parts[1], parts[3]
+    for how, run in zip(hows, item["runs"], strict=True):
+        (whole,), _ = generation.generate(*parts, [problem.question], how)
+        assert whole.text == run["text"] and answers.is_verified(problem, run["text"])
+        assert [f["pass"] for f in run["frames"]] == [n for n in (1, 2) for _ in range(how.steps)]
+        first, second = run["frames"][how.steps - 1], run["frames"][how.steps]
+        thought = multi_pass.thoughts(problem)[0]
+        before = len(tokenizer(thought, add_special_tokens=False)["input_ids"])
+        assert len(first["tokens"]) == canvas and len(second["tokens"]) == canvas + before
+        assert second["tokens"][:before] == first["tokens"][:before]
+        assert second["confidence"][:before] == [1.0] * before
+        assert all(len(f["tokens"]) == len(f["confidence"]) for f in run["frames"])
+
+
+def test_a_picture_of_passes_says_so(learned, short_chains):
+    problem = next(p for p in short_chains if len(p.steps) == 2)
+    (item,) = inspect.films(*learned("cross_entropy"), [problem], [generation.Config(steps=2, device="cpu")])
+    (ax, *_) = pictures.film_strip(item["runs"][0]).axes
+    assert ax.get_title(loc="left").startswith("one thought a pass, 2 passes: ddim, 2 steps")
+
+
+def test_a_training_of_passes_killed_halfway_ends_as_an_undisturbed_one(tmp_path):
+    """Real processes: coupled and scheduled sampling draw of the step alone, so nothing is lost with the process."""
+    program = """
+import sys
+from lib.dot import training, config as settings
+from lib.tasks import modular_chain
+settings.PRESETS["tiny"] = (32, 1, 2)
+some = modular_chain.generate(60, n_operations=3)
+own = dict(multi_pass=True, coupled=0.3, min_prob=0.5, ema=0.9)
+config = settings.Config(model="tiny", steps=60, batch_size=8, check_steps=10, device="cpu", **own)
+training.train(config, some, some[:8], sys.argv[1])
+"""
+
+    def start(name):
+        return subprocess.Popen([sys.executable, "-c", program, str(tmp_path / name)], cwd=ROOT)
+
+    assert start("whole").wait() == 0
+    process = start("killed")
+    while process.poll() is None and not list((tmp_path / "killed").glob("checkpoint-*/complete")):
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert start("killed").wait() == 0
+    for name in ("model/weights.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

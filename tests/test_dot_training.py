@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from lib.dot import config as settings
 from lib.dot import generation, losses, repair, sequences, trainer, training
 from lib.dot import model as plaid
-from lib.dot.config import Config, check_sizes
+from lib.dot.config import Config, check_multi_pass, check_sizes
 from lib.errors import InputError
 from lib.problems import make_problem, write_jsonl
 
@@ -502,7 +502,7 @@ def test_shares_of_1_and_0_are_settings_where_they_mean_something():
         ({"seeds": [0, 0]}, "Every seed must be named once"),
         ({"seeds": []}, "Every seed must be named once"),
         ({"tasks": []}, "Every task must be named once"),
-        ({"n_train": -1}, "n_train must be at least 0"),
+        ({"bound_steps": -1}, "bound_steps must be at least 0"),
         ({"cot_steps": [-1]}, "cot_steps must be at least 0"),
         ({"cot_steps": [1, 2, 3]}, "cot_steps has 3 numbers for 2 tasks"),
         ({"steps": [0]}, "steps must be at least 1"),
@@ -511,8 +511,12 @@ def test_shares_of_1_and_0_are_settings_where_they_mean_something():
     ],
 )
 def test_sizes_that_fit_nothing_are_refused_by_name(change, says):
-    good = {"tasks": ["a", "b"], "steps": [10], "seeds": [0, 1], "n_train": 0, "n_valid": 2, "n_test": 1}
+    good = {"tasks": ["a", "b"], "steps": [10], "seeds": [0, 1], "bound_steps": 0, "n_valid": 2, "n_test": 1}
     check_sizes(**good, cot_steps=[0])
+    check_multi_pass(["b"], ["a", "b"], ["a"])
+    for learned, says in ((["c"], "none of the tasks a, b"), (["a"], "one thought")):
+        with pytest.raises(InputError, match=says):
+            check_multi_pass(learned, ["a", "b"], ["a"])
     check_sizes(**{**good, "steps": [10, 20]})
     with pytest.raises(InputError, match=says):
         check_sizes(**{**good, **change})

@@ -14,12 +14,12 @@ import pytest
 
 from lib import answers, evaluation, hybrid, problems, sft, synthetic
 from lib.dot import config as settings
-from lib.dot import generation
+from lib.dot import generation, training
 from lib.dot import model as plaid
 from lib.dot.config import Config as Reasoning
 from lib.errors import InputError
 from lib.hybrid import Data, Plan, rounds
-from lib.problems import make_problem
+from lib.problems import canonical, make_problem
 from lib.prompts import solution
 from lib.self_training import check_apart
 from lib.tasks import modular_chain, solve
@@ -40,7 +40,7 @@ def plan(**changed):
         Reasoning(model="tiny", steps=30, batch_size=16, valid_problems=4, device="cpu"),
         generation.Config(steps=2, samples=2, latency_problems=1, device="cpu"),
         min_gain=-2.0,
-        weight=0.0,
+        weight=0.1,  # the reasoner is asked, and drops nothing
     )
     return replace(made, **changed)
 
@@ -62,17 +62,20 @@ def went(tmp_path_factory):
 def test_a_round_writes_learns_and_is_measured(went):
     found, calls = went
     names = [call[0].__name__ for call in calls]
-    assert names == ["train", "evaluate", *["train", "write", "train", "evaluate"] * 2]
+    one = ["train", "write", "train", "evaluate"]
+    assert names == ["train", "evaluate", *one, "agree", *one]
     assert [r.number for r in found] == [0, 1, 2] and [r.counts["pool"] for r in found] == [0, 6, 12]
-    for r, answered in zip(found, calls[1::4], strict=True):
+    exams = [call for call in calls if call[0] is generation.evaluate]
+    for r, answered in zip(found, exams, strict=True):
         rows = evaluation.read_rows(answered[3] / "predictions.jsonl")
-        assert answered[0] is generation.evaluate and answered[2] == (VALID, r.model)
+        assert answered[2] == (VALID, r.model)
         assert r.counts["accuracy"] == sum(row["correct"] for row in rows) / len(VALID)
 
 
 def test_writer_and_reasoner_learn_gold_and_what_was_kept_so_far(went):
     found, calls = went
-    writers, reasoners = [calls[2], calls[6]], [calls[0], calls[4], calls[8]]
+    writers = [call for call in calls if call[0] is sft.train]
+    reasoners = [call for call in calls if call[0] is training.train]
     for r, call in zip(found, reasoners, strict=True):
         learned = call[2][0]
         assert learned[: len(GOLD)] == GOLD
@@ -80,8 +83,9 @@ def test_writer_and_reasoner_learn_gold_and_what_was_kept_so_far(went):
         assert all(answers.is_verified(p, solution(p)) for p in learned)
     for before, call in zip(found, writers, strict=False):
         lessons = [*GOLD, *hybrid.learnable(before.pool, GOLD[0])]
-        assert call[0] is sft.train and call[2][0] == synthetic.writing(lessons)
-    assert found[2].pool[:6] == found[1].pool and {e["round"] for e in found[2].pool} == {1, 2}
+        assert call[2][0] == synthetic.writing(lessons)
+    assert [{**e, "agreement": 0} for e in found[2].pool[:6]] == [{**e, "agreement": 0} for e in found[1].pool]
+    assert all("agreement" in e for e in found[2].pool[:6]) and {e["round"] for e in found[2].pool} == {1, 2}
 
 
 def test_nothing_is_written_twice_and_nothing_held_out_is_learned(went):
@@ -248,6 +252,73 @@ def test_a_generated_file_is_read_as_drafts_and_judged_anew(tmp_path):
         synthetic.read_drafts(tmp_path / "none.json")
 
 
+def generated(path, records):
+    path.write_text(json.dumps(records))
+    return path
+
+
+def test_generate_0_reads_no_file_and_says_so(tmp_path, capsys):
+    missing = tmp_path / "none.json"
+    learned, ledger = hybrid.lessons(GOLD, HELD, 20, 0, [missing], synthetic.Config())
+    assert learned == hybrid.gold_subset(GOLD, 20) and ledger == {}
+    (line,) = capsys.readouterr().out.splitlines()
+    assert str(missing) in line and "GENERATE is 0" in line
+    hybrid.lessons(GOLD, HELD, 20, 0, [], synthetic.Config())
+    assert capsys.readouterr().out == ""
+
+
+def test_generate_1_learns_what_is_verified_new_and_not_held_out(tmp_path):
+    """More records than num_samples_to_generate, in two files; one wrong, one gold, one of the test's, one twice."""
+    new = [p for p in modular_chain.generate(400, n_operations=2, seed=9) if p.id not in {q.id for q in [*GOLD, *HELD]}]
+    new = [p for p in new if canonical(p) not in {canonical(q) for q in HELD}][:4]
+    stated = [{"src": p.question, "tgt": solution(p)} for p in [new[0], GOLD[0], HELD[0], new[0], *new[1:3]]]
+    wrong = {"src": new[3].question, "tgt": solution(replace(new[3], steps=("r9", "r9"), answer="9"))}
+    paths = [generated(tmp_path / "a.json", stated), generated(tmp_path / "b.json", [wrong])]
+    learned, ledger = hybrid.lessons(GOLD, HELD, 0, 1, paths, synthetic.Config(num_samples_to_generate=1))
+    assert learned[: len(GOLD)] == GOLD
+    assert [(p.question, p.steps, p.answer) for p in learned[len(GOLD) :]] == [
+        (p.question, p.steps, p.answer) for p in new
+    ]
+    assert (ledger["drawn"], ledger["repaired"], ledger["duplicate"], ledger["leaked"], ledger["kept"]) == (
+        7,
+        1,
+        2,
+        1,
+        4,
+    )
+
+
+@pytest.mark.parametrize(
+    "gold, generate, paths, words",
+    [(GOLD, 2, [], "0 or 1"), (GOLD, 1, [], "generate_data_path"), ([*GOLD, HELD[0]], 1, ["x"], "to be learned from")],
+)
+def test_lessons_that_cannot_be_are_refused(gold, generate, paths, words):
+    with pytest.raises(InputError, match=words):
+        hybrid.lessons(gold, HELD, 0, generate, paths, synthetic.Config())
+
+
+def test_the_control_believes_as_many_of_the_same_drafts(went, tmp_path):
+    first = went[0][1]
+    control = hybrid.believed(Recorder(tmp_path), plan(), data(), first)
+    drafts = {" ".join(row["text"].split()) for row in evaluation.read_rows(first.written / "drafts.jsonl")}
+    assert control.believed and not first.believed and control.number == 1
+    assert 0 < len(control.pool) == control.counts["pool"] <= len(first.pool)
+    assert all(" ".join(f"{r['src']} {r['tgt']}".split()) in drafts for r in control.pool)
+    wrong = [
+        r for r in control.pool if (p := solve(replace(GOLD[0], question=r["src"]))) is None or solution(p) != r["tgt"]
+    ]
+    assert control.counts["wrong"] == len(wrong) > 0, "so small a writer makes mistakes"
+    assert not {r["src"] for r in control.pool} & {p.question for p in [*GOLD, *HELD]}
+    assert control.model != first.model
+
+
+@pytest.mark.parametrize("control, n, last", [(False, 3, None), (True, 3, 1), (True, 1, None)])
+def test_a_run_is_its_rounds_and_if_asked_the_control_of_the_first(control, n, last, went, monkeypatch):
+    monkeypatch.setattr(hybrid, "rounds", lambda *_: iter(went[0][:n]))
+    monkeypatch.setattr(hybrid, "believed", lambda memo, plan, data, first: first.number)
+    assert hybrid.run(None, plan(), data(), control) == went[0][:n] + ([last] if last else [])
+
+
 @pytest.mark.parametrize("wrong", [dict(rounds=0), dict(weight=1.5), dict(tuning=sft.Config(style="answer_only"))])
 def test_plans_that_cannot_work_are_refused(wrong):
     with pytest.raises(InputError):
@@ -278,9 +349,9 @@ def start(folder):
 
 
 def test_a_loop_killed_once_in_each_phase_ends_as_an_undisturbed_one(went, tmp_path):
-    """Killed as the writer, the writing, the reasoner and its exam of round 1 begin, and in the writer of round 2."""
+    """Killed as the writer, the writing, the reasoner, its exam and its judgement begin, and in the next writer."""
     done = {}
-    for begun in (3, 4, 5, 6, 7):
+    for begun in (3, 4, 5, 6, 7, 8):
         process = start(tmp_path)
         while process.poll() is None and len(work(tmp_path)) < begun:
             time.sleep(0.002)
@@ -294,7 +365,10 @@ def test_a_loop_killed_once_in_each_phase_ends_as_an_undisturbed_one(went, tmp_p
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     kinds = Counter(path.name.partition("-")[0] for path in work(tmp_path))
-    assert kinds == {"dot.training.train": 3, "dot.generation.evaluate": 3, "sft.train": 2, "synthetic.write": 2}
+    assert kinds == {
+        **{"dot.training.train": 3, "dot.generation.evaluate": 3, "hybrid.agree": 1},
+        **{"sft.train": 2, "synthetic.write": 2},
+    }
     found = json.loads(output.splitlines()[-1])
     assert [[counts, pool] for counts, _, pool in found] == [[r.counts, r.pool] for r in went[0]]
     for (_, model, _), r in zip(found, went[0], strict=True):

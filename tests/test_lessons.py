@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import answers, calculator, evaluation, preferences, problems, rft, selection
+from lib import answers, calculator, evaluation, preferences, problems, rft, selection, synthetic
 from lib.errors import InputError
 from lib.lessons import check as lessons
 from lib.lessons import lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_06, lesson_07, lesson_09
@@ -941,6 +941,79 @@ def test_hints_come_one_by_one_from_vague_to_plain(capsys):
     assert everything.startswith(first) and everything.count("\n") == 3
 
 
+# --- 4.4: a scoring rule ---
+
+
+def traceable(given, chain):
+    known, traced = set(given), []
+    for operands, result in chain:
+        traced += [x in known for x in operands]
+        known.add(result)
+    return sum(traced) / len(traced) if traced else 0.0
+
+
+def all_or_nothing(given, chain):
+    return float(traceable(given, chain) == 1)
+
+
+def by_step(given, chain):
+    known, traced = set(given), []
+    for operands, result in chain:
+        traced.append(sum(x in known for x in operands) / len(operands))
+        known.add(result)
+    return sum(traced) / len(traced) if traced else 0.0
+
+
+def results_known_at_once(given, chain):
+    known = set(given) | {result for _, result in chain}
+    traced = [x in known for operands, _ in chain for x in operands]
+    return sum(traced) / len(traced) if traced else 0.0
+
+
+def result_known_too_soon(given, chain):
+    known, traced = set(given), []
+    for operands, result in chain:
+        known.add(result)
+        traced += [x in known for x in operands]
+    return sum(traced) / len(traced) if traced else 0.0
+
+
+def question_alone(given, chain):
+    return traceable(given, [(operands, None) for operands, _ in chain])
+
+
+def used_up(given, chain):
+    left, traced = list(given), []
+    for operands, result in chain:
+        for x in operands:
+            traced.append(x in left)
+            left.remove(x) if x in left else None
+        left.append(result)
+    return sum(traced) / len(traced) if traced else 0.0
+
+
+WRONG_SCORES = {
+    "all or nothing": (all_or_nothing, lesson_04.score_is_a_share),
+    "a mean over steps": (by_step, lesson_04.score_is_a_share),
+    "the question alone": (question_alone, lesson_04.score_knows_earlier_results),
+    "results known at once": (results_known_at_once, lesson_04.score_knows_no_later_result),
+    "a step's own result": (result_known_too_soon, lesson_04.score_knows_no_later_result),
+    "numbers used up": (used_up, lesson_04.score_lets_numbers_be_used_again),
+    "an empty chain is perfect": (lambda g, c: traceable(g, c) if c else 1.0, lesson_04.score_of_nothing_is_nothing),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_SCORES)
+def test_wrong_scores_are_caught(mistake):
+    caught_by("4.4", *WRONG_SCORES[mistake])
+
+
+def test_a_right_score_passes_and_is_the_one_of_the_verifier():
+    assert lessons.check("4.4", traceable).passed
+    p = problems.make_problem("5 cats and 3 dogs", ["<<5+3=8>>8", "<<8*7=56>>56"], "56", "made_up")
+    assert synthetic.check(p)["operands_traceable"] == traceable([5, 3], [([5, 3], 8), ([8, 7], 56)]) == 0.75
+
+
 # --- 5.1: the pair rule ---
 
 
@@ -1219,7 +1292,68 @@ def test_right_steps_of_the_sampler_pass(right):
     assert result.passed, str(result)
 
 
-# --- 6.3: the diffusion loss ---
+# --- 6.3: one pass of many ---
+
+
+def next_pass(source, canvas, sep, pad, end):
+    thought = []
+    for token in canvas:
+        if token in (pad, end):
+            return source[:-1] + thought + [sep], token == end
+        thought.append(token)
+    return source[:-1] + thought + [sep], False
+
+
+def in_place(source, canvas, sep, pad, end):
+    found, ended = next_pass(source, canvas, sep, pad, end)
+    source[:] = found
+    return source, ended
+
+
+WRONG_PASSES = {
+    "the whole canvas": (
+        lambda s, c, sep, pad, end: (s[:-1] + c + [sep], end in c),
+        lesson_06.pass_ends_at_the_padding,
+    ),
+    "padding taken out": (
+        lambda s, c, sep, pad, end: (s[:-1] + [t for t in c if t not in (pad, end)] + [sep], end in c),
+        lesson_06.pass_ends_at_the_padding,
+    ),
+    "the source alone": (lambda *a: next_pass(*a)[0], lesson_06.pass_ends_at_the_padding),
+    "in place": (in_place, lesson_06.pass_ends_at_the_padding),
+    "behind the separator": (
+        lambda s, c, sep, pad, end: (s + next_pass([sep], c, sep, pad, end)[0], next_pass([sep], c, sep, pad, end)[1]),
+        lesson_06.pass_ends_at_the_padding,
+    ),
+    "a full canvas is lost": (
+        lambda s, c, *a: next_pass(s, c, *a) if a[1] in c or a[2] in c else (s, False),
+        lesson_06.pass_fills_its_canvas,
+    ),
+    "the question and this thought alone": (
+        lambda s, c, sep, *a: next_pass(s[:4] + [sep], c, sep, *a),
+        lesson_06.pass_keeps_what_was_there,
+    ),
+    "never done": (lambda *a: (next_pass(*a)[0], False), lesson_06.pass_knows_the_end),
+    "the end is kept": (
+        lambda s, c, sep, pad, end: next_pass(s, c, sep, pad, "no") if end not in c else (s[:-1] + c + [sep], True),
+        lesson_06.pass_knows_the_end,
+    ),
+    "an end anywhere": (lambda s, c, *a: (next_pass(s, c, *a)[0], a[2] in c), lesson_06.pass_believes_what_comes_first),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_PASSES)
+def test_wrong_passes_are_caught(mistake):
+    caught_by("6.3", *WRONG_PASSES[mistake])
+
+
+@pytest.mark.parametrize("right", [next_pass, lambda *a: (tuple(next_pass(*a)[0]), next_pass(*a)[1])])
+def test_right_passes_pass(right):
+    result = lessons.check("6.3", right)
+    assert result.passed, str(result)
+
+
+# --- 6.4: the diffusion loss ---
 
 
 def diffusion_loss(x, x_hat, gamma, gamma_prime, weight=None):
@@ -1280,17 +1414,19 @@ WRONG_LOSSES = {
 
 @pytest.mark.parametrize("mistake", WRONG_LOSSES)
 def test_wrong_diffusion_losses_are_caught(mistake):
-    caught_by("6.3", *WRONG_LOSSES[mistake])
+    caught_by("6.4", *WRONG_LOSSES[mistake])
 
 
 def test_a_right_diffusion_loss_passes():
-    result = lessons.check("6.3", diffusion_loss)
+    result = lessons.check("6.4", diffusion_loss)
     assert result.passed, str(result)
 
 
-@pytest.mark.parametrize("number, right", [("6.1", alpha_sigma), ("6.2", stepping), ("6.3", diffusion_loss)])
+@pytest.mark.parametrize(
+    "number, right", [("6.1", alpha_sigma), ("6.2", stepping), ("6.3", next_pass), ("6.4", diffusion_loss)]
+)
 def test_every_invariant_of_lesson_6_is_what_some_mistake_breaks(number, right):
-    mistakes = {"6.1": WRONG_SHARES, "6.2": WRONG_STEPS, "6.3": WRONG_LOSSES}[number]
+    mistakes = {"6.1": WRONG_SHARES, "6.2": WRONG_STEPS, "6.3": WRONG_PASSES, "6.4": WRONG_LOSSES}[number]
     assert {invariant for _, invariant in mistakes.values()} == set(EXERCISES[number].invariants)
     assert lessons.check(number, right).passed and len(EXERCISES[number].hints) == 3
 

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lib.errors import InputError
 from lib.progress import FILE_VARIABLE, Bar
 
@@ -24,11 +26,11 @@ def work(config, base, out_dir):
     with open(f"{config.log}.txt", "a") as file:
         file.write(f"{config.size}\n")
     (out_dir / "size.txt").write_text(str(config.size))
-    (out_dir / "threads.txt").write_text(os.environ.get("OMP_NUM_THREADS", ""))
+    (out_dir / "threads.txt").write_text(str(torch.get_num_threads()))
 
 
 def tell(name):
-    return {"name": name, "process": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")}
+    return {"name": name, "process": os.getpid(), "threads": torch.get_num_threads()}
 
 
 def fail(message):

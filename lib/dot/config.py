@@ -36,6 +36,7 @@ class Config:
     places            a learned vector for each position, counted from the canvas' beginning, beside rotary positions:
                       a small model finds out sooner where it is. Plaid has none
     multi_pass        one thought a pass (DoT-MP, lib.dot.multi_pass) instead of the whole chain at once
+    max_thoughts      multi_pass: passes at most when asked; 0: twice the steps of the longest chain to learn from
     coupled           multi_pass: how often two thoughts stand on the canvas (coupled sampling); published: about 0.01
     min_prob          scheduled sampling: rows are noised from the truth with this probability in the end (from 1 down
                       to it along a line), else from the model's own guess. 1: off; published: 0.95
@@ -67,6 +68,7 @@ class Config:
     self_conditioning: float = 0.5
     places: bool = True
     multi_pass: bool = False
+    max_thoughts: int = 0
     coupled: float = 0.0
     min_prob: float = 1.0
     source_scale: float = 0.0
@@ -113,8 +115,9 @@ class Config:
         for name in ("warmup_steps", "settle_steps", "prior_steps", "weight_decay", "bounds_decay", "source_scale"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be at least 0, not {getattr(self, name)}.")
-        if self.valid_problems < 0:
-            raise InputError(f"valid_problems must be at least 0, not {self.valid_problems}.")
+        for name in ("valid_problems", "max_thoughts"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be at least 0, not {getattr(self, name)}.")
         for name in ("learning_rate", "embedding_rate"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} must be above 0, not {getattr(self, name)}.")
@@ -134,6 +137,15 @@ def check_precision(dtype: str) -> None:
         raise InputError(f"Diffusion runs in float32 or bfloat16, not {dtype!r}.")
 
 
+def check_multi_pass(learned: list[str], tasks: list[str], without_chain: list[str]) -> None:
+    """Raise InputError where a task is to be thought through that is not learned at all, or without its chain."""
+    for task in learned:
+        if task not in tasks:
+            raise InputError(f"multi_pass names {task!r}, which is none of the tasks {', '.join(tasks)}.")
+        if task in without_chain:
+            raise InputError(f"multi_pass and without_chain both name {task!r}: an answer alone is one thought.")
+
+
 def check_sizes(
     tasks: list[str], steps: list[int], seeds: list[int], cot_steps: list[int] = (0,), **sizes: int
 ) -> None:
@@ -150,6 +162,6 @@ def check_sizes(
         if not names or len(set(names)) < len(names):
             raise InputError(f"Every {what} must be named once, not {names}.")
     for name, value in sizes.items():
-        least = 0 if name in ("n_train", "bound_steps") else 2 if name == "n_valid" else 1
+        least = 0 if name == "bound_steps" else 2 if name == "n_valid" else 1
         if value < least:
             raise InputError(f"{name} must be at least {least}, not {value}.")

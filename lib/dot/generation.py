@@ -26,7 +26,7 @@ class Config:
                       stands for the likeliest token too
     samples           answers drawn for each problem, from different noise; the one that most state wins
     canvas            positions to write on; 0: as many as the longest solution (or thought) in training had
-    max_thoughts      passes at most, for a model that writes one thought a pass
+    max_thoughts      passes at most, for a model that writes one thought a pass; 0: as its training has set
     leave_at          a problem is done when all its tokens are at least so likely; 1: after `steps` calls
     batch_tokens      positions of a micro-batch when measuring accuracy and throughput
     latency_problems  how many problems are asked one at a time to measure latency
@@ -37,7 +37,7 @@ class Config:
     temperature: float = 1.0
     samples: int = 1
     canvas: int = 0
-    max_thoughts: int = 12
+    max_thoughts: int = 0
     leave_at: float = 1.0
     batch_tokens: int = 16384
     latency_problems: int = 20
@@ -49,10 +49,10 @@ class Config:
         check_precision(self.dtype)
         if self.sampler not in SAMPLERS:
             raise InputError(f"Unknown sampler {self.sampler!r}; use {', '.join(SAMPLERS)}.")
-        for name in ("steps", "samples", "max_thoughts", "batch_tokens"):
+        for name in ("steps", "samples", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("canvas", "latency_problems"):
+        for name in ("canvas", "max_thoughts", "latency_problems"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be at least 0, not {getattr(self, name)}.")
         if self.temperature <= 0:
@@ -120,14 +120,14 @@ def generate(
         return ids.tolist(), calls.tolist()
 
     found = [None] * len(rows)
-    most = n * (how.max_thoughts if trained.multi_pass else 1)
-    for places in micro_batches([len(row) for row in rows], most, how.batch_tokens, questions):
+    passes_at_most = (how.max_thoughts or trained.max_thoughts) if trained.multi_pass else 1
+    for places in micro_batches([len(row) for row in rows], n * passes_at_most, how.batch_tokens, questions):
         began = time.perf_counter()
         own = [questions[i] for i in places], how.seed, [indices[i] for i in places]
         noise, told = Noise(*own, (n, model.embed_dim), model.device), watched(watch, places)
         sources = [rows[i] for i in places]
         if trained.multi_pass:
-            written, calls, passes = multi_pass.think(ask, tokenizer, sources, how.max_thoughts, noise, told)
+            written, calls, passes = multi_pass.think(ask, tokenizer, sources, passes_at_most, noise, told)
         else:
             (written, calls), passes = ask(sources, noise, told), [1] * len(places)
         seconds = (time.perf_counter() - began) / len(places)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lib import answers, evaluation
-from lib.dot import generation, sequences
+from lib.dot import generation, multi_pass, sequences
 from lib.dot.config import Config as Training
 from lib.errors import InputError
 from lib.problems import Problem, make_problem, write_jsonl
@@ -60,16 +60,26 @@ def films(model, tokenizer, trained: Training, canvas: int, problems: list[Probl
     """What lib.dot.film shows: each problem denoised in each of `ways` (of lib.dot.generation.Config).
 
     [{"question", "answer", "runs": [{"sampler", "steps", "frames", "text", "right"}]}]; a frame is one call of the
-    model: {"t", "tokens", "confidence"}, its likeliest token at each position and that token's probability.
+    model: {"t", "tokens", "confidence"}, its likeliest token at each position and that token's probability. Of a model
+    that writes one thought a pass: behind what it has thought before, which is sure, and "pass" counts from 1.
     """
+    ends = tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.sep_token_id
     items = [{"question": p.question, "answer": p.answer, "runs": []} for p in problems]
     for how in ways:
         frames: list[list[dict]] = [[] for _ in problems]
+        before: list[list[int]] = [[] for _ in problems]  # thoughts of earlier passes
+        last: list[list[int]] = [[] for _ in problems]  # the canvas as it was one call ago
 
-        def watch(step, places, ids, sure, frames=frames):
+        def watch(step, places, ids, sure, frames=frames, before=before, last=last):
             for place, row, likely in zip(places, ids.tolist(), sure.tolist(), strict=True):
-                tokens = [tokenizer.decode([i]) if i != tokenizer.pad_token_id else "" for i in row]
-                frames[place].append({"t": step.t, "tokens": tokens, "confidence": likely})
+                frame = {"t": step.t, "pass": 1}
+                if frames[place]:  # time runs backwards, but for a new canvas
+                    new = step.t >= frames[place][-1]["t"]
+                    frame["pass"] = frames[place][-1]["pass"] + new
+                    before[place] += multi_pass.cut(last[place], *ends)[0] if new else []
+                last[place] = row
+                frame["tokens"] = [tokenizer.decode([i]) if i != ends[1] else "" for i in [*before[place], *row]]
+                frames[place].append({**frame, "confidence": [1.0] * len(before[place]) + likely})
 
         questions = [p.question for p in problems]
         found, _ = generation.generate(model, tokenizer, trained, canvas, questions, how, watch=watch)
@@ -108,6 +118,14 @@ def accuracy(model, tokenizer, trained: Training, canvas: int, problems: list[Pr
     what = {name: getattr(how, name) for name in ("sampler", "steps", "samples", "temperature")}
     seconds = statistics.fmean(g.seconds for g in found)
     return {**what, "right": right, "n": len(problems), "seconds": seconds}
+
+
+def room(model_dir: str | Path, problems: list[Problem]) -> int:
+    """Positions that the longest of these solutions needs, with its end, in the model's tokens."""
+    from lib import models
+
+    encoded = sequences.encode(models.load_tokenizer(str(model_dir)), problems)
+    return max((len(e["target"]) for e in encoded), default=1)
 
 
 def fewest_steps(rows: list[dict], within: float = 0.01) -> int:

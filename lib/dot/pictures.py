@@ -178,9 +178,9 @@ def latency(rows: list[dict]) -> object:
 
 # ----- a film on paper
 def film_strip(run: dict, most: int = 60) -> object:
-    """The film of one run: a row a step from noise to text, a column a position, the surer the bluer.
+    """The film of one run: a row a step from noise to text, a column a position, the surer the bluer; passes apart.
 
-    run   {"sampler", "steps", "frames": [{"t", "tokens", "confidence"}], "text", "right"}
+    run   {"sampler", "steps", "frames": [{"t", "tokens", "confidence", "pass"}], "text", "right"}
     most  tokens stand in their cells in films of at most so many positions
     """
     from matplotlib.colors import LinearSegmentedColormap
@@ -208,6 +208,11 @@ def film_strip(run: dict, most: int = 60) -> object:
     ax.spines[:].set_visible(False)
     verdict = {None: "", True: ": right", False: ": wrong"}[run.get("right")]
     title = f"{run['sampler']}, {run['steps']} step{'s' * (run['steps'] != 1)}{verdict}"
+    if frames and frames[-1].get("pass", 1) > 1:
+        title = f"one thought a pass, {frames[-1]['pass']} passes: {title}"
+        for row in range(1, len(frames)):
+            if frames[row]["pass"] > frames[row - 1]["pass"]:
+                ax.axhline(row - 0.5, color="white", lw=3)
     ax.set_title(title, loc="left", fontsize=9, parse_math=False)
     figure.colorbar(image, ax=ax, label="probability", fraction=0.04, pad=0.02, shrink=min(1, 24 / max(1, len(frames))))
     return figure

@@ -36,8 +36,9 @@ def compare(
     most = 2 + max(len(ids) for ids in tokenizer([solution(p) for p in problems])["input_ids"])
 
     def denoised(asked: list[str]) -> list:
-        config = replace(how, batch_tokens=max(how.batch_tokens, len(asked) * (canvas + longest)))
-        return generation.generate(denoiser, words, trained, canvas, asked, config)[0]
+        most = canvas * ((how.max_thoughts or trained.max_thoughts) if trained.multi_pass else 1)
+        config = replace(how, batch_tokens=max(how.batch_tokens, len(asked) * (most + longest)))
+        return generation.generate(denoiser, words, trained, canvas, asked, config)
 
     def written(asked: list[str]) -> list:
         budget = len(asked) * (most + longest)
@@ -64,7 +65,10 @@ def compare(
             many[way].append(len(questions) / seconds(way, questions))
     together = {way: statistics.median(found[1:]) for way, found in many.items()}
     length = statistics.fmean(g.tokens for g in written(questions[:50]))
-    row = {"method": f"dot T={how.steps}", "length": canvas, "passes": how.steps, "seconds": single[denoised]}
+    found, calls = denoised(questions[:50])
+    cost = {"length": statistics.fmean(g.tokens for g in found), "passes": statistics.fmean(calls)}
+    name = "dot_multi_pass" if trained.multi_pass else "dot"
+    row = {"method": f"{name} T={how.steps}", **cost, "seconds": single[denoised]}
     other = {"method": "cot", "length": length, "passes": length, "seconds": min(single[written], single[library])}
     row["problems_per_second"] = together[denoised]
     other["problems_per_second"] = max(together[written], together[library])

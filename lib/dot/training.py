@@ -1,7 +1,7 @@
 """Train a diffusion model on worked problems, on transformers' own Trainer (lib.dot.trainer)."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from lib import models, trainers
@@ -56,6 +56,8 @@ def train(config: Config, train: list[Problem], valid: list[Problem], out_dir: s
     encoded = sequences.keep_short(encoded, config.max_length)
     if config.multi_pass:
         rows, canvas = multi_pass.Rows(encoded, tokenizer, config.coupled), multi_pass.canvas(encoded)
+        longest = max(len(e["thoughts"]) for e in encoded)
+        config = replace(config, max_thoughts=config.max_thoughts or 2 * longest)
     else:
         rows, canvas = sequences.Rows(encoded, tokenizer.pad_token_id), max(len(e["target"]) for e in encoded)
     watched = valid[: config.valid_problems]

@@ -97,6 +97,50 @@ def distinct_keeps_the_order(keep):
     assert found == [C, A, B], "expected the first text of each path, in the order in which they came"
 
 
+def scored(traceable, given: list, chain: list) -> float:
+    """What the reader's function gives for copies."""
+    found = traceable(list(given), [(list(operands), result) for operands, result in chain])
+    assert isinstance(found, (int, float)), f"a number from 0 to 1 was expected, found {found!r}"
+    return float(found)
+
+
+def score_is_a_share(traceable):
+    """Each operand counts once: the share of all of them that come from somewhere."""
+    for given, chain, wanted in (
+        ([5, 3], [([5, 3], 8)], 1.0),
+        ([5, 3], [([5, 7], 12)], 0.5),
+        ([5, 3, 2], [([5, 3, 2], 10), ([6, 4], 24)], 0.6),
+    ):
+        found = scored(traceable, given, chain)
+        assert abs(found - wanted) < 1e-9, f"given {given}, chain {chain}: expected {wanted}, found {found:.4g}"
+
+
+def score_knows_earlier_results(traceable):
+    """The result of an earlier step is as good as a number of the question."""
+    found = scored(traceable, [5, 3, 2], [([5, 3], 8), ([8, 2], 16), ([16, 8], 24)])
+    assert abs(found - 1) < 1e-9, f"5 + 3 = 8, 8 * 2 = 16, 16 + 8 = 24: every operand is known, found {found:.4g}"
+
+
+def score_knows_no_later_result(traceable):
+    """A result may be used after its step, neither in it nor before."""
+    found = scored(traceable, [5, 3], [([8, 3], 11), ([5, 3], 8)])
+    assert abs(found - 0.75) < 1e-9, f"8 is used before it is computed: expected 0.75, found {found:.4g}"
+    found = scored(traceable, [5], [([5, 10], 10)])
+    assert abs(found - 0.5) < 1e-9, f"a step used its own result: expected 0.5, found {found:.4g}"
+
+
+def score_lets_numbers_be_used_again(traceable):
+    """A number may be used as often as one likes."""
+    found = scored(traceable, [4], [([4, 4], 16), ([16, 4], 64)])
+    assert abs(found - 1) < 1e-9, f"4 * 4 = 16, 16 * 4 = 64 with one 4 given: expected 1, found {found:.4g}"
+
+
+def score_of_nothing_is_nothing(traceable):
+    """A chain without operands proves nothing: 0, not an error and not 1."""
+    found = scored(traceable, [5, 3], [])
+    assert found == 0, f"an empty chain should score 0, found {found:.4g}"
+
+
 EXERCISES = {
     "4.1": Exercise(
         [
@@ -137,6 +181,20 @@ EXERCISES = {
             "A dictionary from path to text keeps its order, and dict.setdefault keeps the first.",
             "A path is a tuple of texts, one an annotation; remove the blanks.",
             'tuple(f"{a}={b}".replace(" ", "") for a, b in answers.annotations(text))',
+        ],
+    ),
+    "4.4": Exercise(
+        [
+            score_is_a_share,
+            score_knows_earlier_results,
+            score_knows_no_later_result,
+            score_lets_numbers_be_used_again,
+            score_of_nothing_is_nothing,
+        ],
+        [
+            "Go through the chain from its first step; at each step you know the question's numbers and some results.",
+            "Keep a set of what is known. Look each operand up in it first, then add the step's own result.",
+            "for operands, result in chain: traced += [x in known for x in operands]; known.add(result)",
         ],
     ),
 }

@@ -1,4 +1,4 @@
-"""Exercises of 06_dot_training: signal and noise, one step of the sampler, the loss."""
+"""Exercises of 06_dot_training: signal and noise, one step of the sampler, one pass of many, the loss."""
 
 import math
 
@@ -112,6 +112,59 @@ def step_ends_at_the_guess(ddim_step):
 
 
 # ----- 6.3
+SIGNS = "<sep>", "<pad>", "<end>"
+ASKED = ["v3", "+", "n4", "?", "<sep>"]
+
+
+def passed(next_pass, canvas: list[str], source: list[str] = ASKED) -> tuple[list[str], bool]:
+    """What the reader's function returns for copies."""
+    given, written = list(source), list(canvas)
+    found = next_pass(given, written, *SIGNS)
+    assert isinstance(found, tuple) and len(found) == 2, f"(source, has it ended) was expected, found {found!r}"
+    assert (given, written) == (list(source), list(canvas)), "the lists that came in were changed; build a new one"
+    return list(found[0]), bool(found[1])
+
+
+def pass_ends_at_the_padding(next_pass):
+    """What stands before the first padding is the thought; whatever follows it is dropped."""
+    for canvas in (["r2", "⏎", "<pad>", "<pad>"], ["r2", "⏎", "<pad>", "r7"]):
+        found, _ = passed(next_pass, canvas)
+        wanted = ["v3", "+", "n4", "?", "r2", "⏎", "<sep>"]
+        assert found == wanted, f"canvas {canvas}: the source should be {wanted}, found {found}"
+
+
+def pass_fills_its_canvas(next_pass):
+    """A thought may fill its canvas: without padding or end, all of it is the thought. An empty one adds nothing."""
+    found, ended = passed(next_pass, ["r2", "⏎"])
+    assert found[-3:] == ["r2", "⏎", "<sep>"] and not ended, f"two tokens and no padding became {found}, {ended}"
+    found, ended = passed(next_pass, ["<pad>", "r2"])
+    assert found == ASKED and not ended, f"an empty thought should leave the source as it was, found {found}, {ended}"
+
+
+def pass_keeps_what_was_there(next_pass):
+    """Pass after pass, question and earlier thoughts stay word for word, and the separator stands once, at the end."""
+    source = list(ASKED)
+    for thought in ("r2", "r4", "r3"):
+        source, _ = passed(next_pass, [thought, "⏎", "<pad>"], source)
+    wanted = ["v3", "+", "n4", "?", "r2", "⏎", "r4", "⏎", "r3", "⏎", "<sep>"]
+    assert source == wanted, f"after three passes the source should be {wanted}, found {source}"
+
+
+def pass_knows_the_end(next_pass):
+    """A thought that stops with the end is the last; the end itself is no part of it."""
+    found, ended = passed(next_pass, ["r4", "⏎", "<end>", "<pad>"])
+    assert ended, "the canvas has the end behind its thought, and yet the chain went on"
+    assert found[-3:] == ["r4", "⏎", "<sep>"], f"the thought is r4 ⏎, found the source {found}"
+    assert not passed(next_pass, ["r4", "⏎", "<pad>", "<pad>"])[1], "a canvas without the end ended the chain"
+
+
+def pass_believes_what_comes_first(next_pass):
+    """Behind the first padding nothing counts, not even an end."""
+    found, ended = passed(next_pass, ["r4", "<pad>", "<end>"])
+    assert not ended and found[-2:] == ["r4", "<sep>"], f"an end behind padding was believed: {found}, {ended}"
+
+
+# ----- 6.4
 TRUTH = np.array([[1.0, -1.0, 0.5, 0.0], [0.0, 2.0, -0.5, 1.0]])
 ERROR = np.array([[0.5, 0.0, -0.25, 1.0], [0.0, 0.125, 0.5, -0.5]])
 
@@ -196,6 +249,20 @@ EXERCISES = {
         ],
     ),
     "6.3": Exercise(
+        [
+            pass_ends_at_the_padding,
+            pass_fills_its_canvas,
+            pass_keeps_what_was_there,
+            pass_knows_the_end,
+            pass_believes_what_comes_first,
+        ],
+        [
+            "Where does the thought end? At the first place that is padding or the end; without one, with the canvas.",
+            "Cut the separator off the source, put the thought there, then the separator again.",
+            "stops = [i for i, token in enumerate(canvas) if token in (pad, end)]; thought = canvas[: stops[0]]",
+        ],
+    ),
+    "6.4": Exercise(
         [
             loss_of_a_perfect_guess_is_zero,
             loss_is_quadratic,

@@ -82,6 +82,26 @@ def find(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[P
     return split(modular_chain.generate(n, sizes["n_operations"], sizes["modulus"], seed))
 
 
+def of_size(like: Problem, n: int, size: int, seed: int = 0) -> list[Problem]:
+    """`n` problems of the source of `like`, of another size: operations (modular_chain), leaves (boolean) or digits.
+
+    Raises InputError where there are not so many, and for a source whose problems have no such size.
+    """
+    if like.source == "modular_chain":
+        from lib.tasks import modular_chain
+
+        return modular_chain.generate(n, size, like.meta["modulus"], seed)
+    if like.source == "boolean":
+        from lib.tasks import boolean
+
+        return boolean.generate(n, size, max(3, size.bit_length()), seed=seed)
+    if like.source in ("addition", "multiplication"):
+        from lib.tasks import arithmetic
+
+        return arithmetic.generate(n, "+" if like.source == "addition" else "*", size, seed)
+    raise InputError(f"{like.source} has no one size by which its problems are longer; leave it out of multi_pass.")
+
+
 def keep_published(parts: dict[str, list[Problem]]) -> dict[str, list[Problem]]:
     """Published splits as they are; what is missing is cut from the training split by hash."""
     if "valid" in parts and "test" in parts:
