@@ -94,12 +94,23 @@ class Round:
     believed: bool = False
 
 
-def gold_subset(problems: list[Problem], sample_num: int, seed: int = 0) -> list[Problem]:
-    """SAMPLE_NUM of the problems, drawn by `seed`, the smaller subsets inside the larger ones; 0: all."""
+def gold_subset(problems: list[Problem], sample_num: int, seed: int | None = None) -> list[Problem]:
+    """SAMPLE_NUM of the problems, the smaller subsets inside the larger ones; 0: all.
+
+    seed  None: the first ones, which are gold in 04 and 05, too; else drawn by it
+    """
     if sample_num < 0 or sample_num > len(problems):
         raise InputError(f"SAMPLE_NUM must lie between 0 (all) and {len(problems)}, not {sample_num}.")
-    order = random.Random(seed).sample(range(len(problems)), len(problems))
-    return [problems[i] for i in order[:sample_num]] if sample_num else list(problems)
+    if not sample_num or seed is None:
+        return problems[: sample_num or None]
+    return random.Random(seed).sample(problems, len(problems))[:sample_num]
+
+
+def gold_of(train: dict[str, list[Problem]], task: str, sample_num: int, seed: int) -> list[Problem]:
+    """`gold_subset` of one of several tasks; raises InputError where there is none of that name."""
+    if task not in train:
+        raise InputError(f"A loop was asked for on {task!r}, which is none of the tasks {', '.join(train)}.")
+    return gold_subset(train[task], sample_num, seed)
 
 
 def lessons(
@@ -118,7 +129,9 @@ def lessons(
             print(f"GENERATE is 0: {', '.join(map(str, paths))} is not read")
         return gold, {}
     if not paths:
-        raise InputError("GENERATE is 1, but there is no generated file; give generate_data_path, or run 04 first.")
+        raise InputError(
+            f"GENERATE is 1, but no file was generated for {train[0].source}; give generate_data_path, or run 04 on it."
+        )
     check_apart(gold, unseen)
     records, ledger = synthetic.from_files(judging, paths, gold, unseen)
     return [*gold, *learnable(records, gold[0])], ledger
@@ -189,7 +202,8 @@ def rounds(memo: Callable[..., Path], plan: Plan, data: Data) -> Iterator[Round]
 def run(memo: Callable[..., Path], plan: Plan, data: Data, control: bool = False) -> list[Round]:
     """All of `rounds`; with `control` also what round 1 would have been without verification."""
     found = list(rounds(memo, plan, data))
-    return found + ([believed(memo, plan, data, found[1])] if control and len(found) > 1 else [])
+    compared = control and len(found) > 1 and found[1].pool
+    return [*found, believed(memo, plan, data, found[1])] if compared else found
 
 
 def believed(memo: Callable[..., Path], plan: Plan, data: Data, first: Round) -> Round:
@@ -197,8 +211,9 @@ def believed(memo: Callable[..., Path], plan: Plan, data: Data, first: Round) ->
 
     Copies and what is held back are left out here too: what it shows is what judging the solutions is worth.
     """
+    assert first.pool, "where nothing was kept there is nothing to compare with"
     drafts = [row["text"] for row in evaluation.read_rows(first.written / "drafts.jsonl")]
-    config = replace(plan.drafting, round=1, verify=False, num_samples_to_generate=max(1, len(first.pool)))
+    config = replace(plan.drafting, round=1, verify=False, num_samples_to_generate=len(first.pool))
     pool, counts, _ = synthetic.sift(config, drafts, data.gold, data.unseen)
     learned = learnable(pool, data.gold[0])
     check_apart(learned, data.unseen)

@@ -351,7 +351,8 @@ def draft_fates(drafts: dict[str, list[dict]]) -> object:
             n = named.count(fate)
             ax.barh(i, n, left=left, color=shade, label=fate if i == 0 else None)
             if n > 0.04 * max(map(len, drafts.values())):
-                ax.text(left + n / 2, i, n, ha="center", va="center", fontsize=8)
+                dark = fate in ("not parsed", "leaked")
+                ax.text(left + n / 2, i, n, ha="center", va="center", fontsize=8, color="white" if dark else "black")
             left += n
     ax.set_yticks(range(len(drafts)), list(drafts), fontsize=8)
     ax.set(xlabel="drafts", xlim=(0, None))
@@ -361,22 +362,24 @@ def draft_fates(drafts: dict[str, list[dict]]) -> object:
 
 
 def gold_by_generated(rows: list[dict]) -> object:
-    """Accuracy against gold problems, a line for each kind of generated problems beside them: seeds and their mean.
+    """Accuracy against gold problems, a line for each kind of generated problems: the seeds' mean, and each seed.
 
     rows  result rows with setting "gold" (how many) and "generated" ("no", "unverified", "round 1", ...)
     """
     figure, (ax,) = axes(width=6.5, height=3.6)
     kinds = list(dict.fromkeys(row["setting"]["generated"] for row in rows))
-    for i, kind in enumerate(sorted(kinds, key=lambda name: (name == "unverified", name))):
+    kinds = sorted(kinds, key=lambda name: (name == "unverified", name))
+    for i, kind in enumerate(kinds):
+        shift = 1.03 ** (i - (len(kinds) - 1) / 2)  # so that no dot covers another
         points: dict[int, list[float]] = {}
         for row in rows:
             if row["setting"]["generated"] == kind:
                 points.setdefault(row["setting"]["gold"], []).append(row["accuracy"])
-        line = sorted((n, sum(values) / len(values)) for n, values in points.items())
-        style = "s--" if kind == "unverified" else "o-"
-        ax.plot(*zip(*line, strict=True), style, color=COLOURS[i], label=f"generated: {kind}")
+        line = sorted((n * shift, sum(values) / len(values)) for n, values in points.items())
+        shade, style = ("#888888", "s--") if kind == "unverified" else (COLOURS[i], "o-")
+        ax.plot(*zip(*line, strict=True), style, color=shade, label=f"generated: {kind}")
         for n, values in points.items():
-            ax.plot([n] * len(values), values, ".", color=COLOURS[i], alpha=0.5)
+            ax.plot([n * shift] * len(values), values, "_", color=shade, ms=9)
     ax.set(xscale="log", xlabel="gold problems (SAMPLE_NUM)", ylabel="accuracy", ylim=(None, 1.02))
     ax.set_xticks(ticks := sorted({row["setting"]["gold"] for row in rows}), [str(tick) for tick in ticks])
     ax.minorticks_off()

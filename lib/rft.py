@@ -30,6 +30,8 @@ def check_plan(
     lora_rank: int,
     verifier_steps: int,
     writer_steps: int,
+    writer: str = "",
+    generated_json_path: str = "",
 ) -> None:
     """Raise InputError, with the parameter's name, where a plan of sampling and training can't be carried out."""
     wrong = {
@@ -41,6 +43,9 @@ def check_plan(
         "verifier_steps and writer_steps must be at least 0": min(verifier_steps, writer_steps) < 0,
         "chat: true needs a sampler with a chat template": chat and not sampler,
         'form "t5" needs a sampler trained in that form, and no chat': form == "t5" and (train or chat),
+        "a writer that is given learns nothing: leave writer or generated_json_path empty": bool(
+            writer and generated_json_path
+        ),
         "a verifier starts from a whole model: with lora_rank set verifier_steps to 0": bool(
             train and lora_rank and verifier_steps
         ),

@@ -29,9 +29,17 @@ ONLOOKERS = {"lib.plots", "lib.viewers", "lib.evaluation"}
 _frozen: dict[Path, str] = {}
 
 
-def freeze() -> None:
-    """From now on, take this package's sources as they are now: a process runs to its end what it loaded."""
-    _frozen.update({file: file.read_text() for file in LIB.rglob("*.py")})
+def freeze(snapshot: dict[Path, str] | None = None) -> None:
+    """From now on, take this package's sources as they are now, or as in `snapshot` of another process (`frozen`).
+
+    A process runs to its end what it loaded.
+    """
+    _frozen.update(snapshot or {file: file.read_text() for file in LIB.rglob("*.py")})
+
+
+def frozen() -> dict[Path, str]:
+    """The sources that `freeze` took, {} before."""
+    return dict(_frozen)
 
 
 def digest(value: object) -> str:

@@ -102,7 +102,9 @@ class Stage:
         """
         from lib import workers
 
-        at_once, threads = workers.shares(len(calls), *(getattr(c, "device", "auto") for _, c, *_ in calls.values()))
+        configs = [config for _, config, *_ in calls.values()]
+        devices = [getattr(config, "device", "auto") for config in configs]
+        at_once, threads = workers.shares(len(calls), devices, max(map(memory_for, configs), default=0))
         if at_once == 1:
             return {key: self.memo(*call) for key, call in calls.items()}
         places = {key: self._place(*call) for key, call in calls.items()}
@@ -201,6 +203,14 @@ def stop_reloading() -> None:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None and "autoreload" in shell.magics_manager.magics["line"]:
         shell.run_line_magic("autoreload", "0")
+
+
+def memory_for(config) -> int:
+    """Bytes that a training of the config's model may need; 0 for a preset, which is small."""
+    model = str(getattr(config, "model", ""))
+    if is_place(model):
+        return 6 * sum(file.stat().st_size for file in Path(model).rglob("*") if file.is_file())
+    return 2**60 if "/" in model else 0  # of a hub's model nobody knows before it is there
 
 
 def is_place(value: object) -> bool:

@@ -22,7 +22,7 @@ from lib.progress import Bar
 from lib.prompts import Example, solution
 from lib.rft import equations
 from lib.sampling import DRAWN, read_whole_lines
-from lib.tasks import solve
+from lib.tasks import SOLVABLE, solve
 
 NUMERAL = re.compile(calculator.NUMBER)
 WITH_REPEAT = re.compile(rf"{answers.ANNOTATION.pattern}([$]?)(-?(?:{calculator.NUMBER}))?")
@@ -176,12 +176,14 @@ def judge(text: str, like: Problem) -> Judged:
     """Parse, check, repair where steps or answer do not hold, and check again; never raises.
 
     A source whose problems can be solved from their question (`tasks.solve`) is solved: steps and answer must be those,
-    and repairing means to put them there.
+    and repairing means to put them there. What is no question of it scores 0.
     """
     problem = parse(text, like)
     if problem is None:
         return Judged(None, 0.0, False, {})
-    if (solved := solve(problem)) is not None:
+    if (solved := solve(problem)) is None and like.source in SOLVABLE:
+        return Judged(problem, 0.0, False, {"solved": 0.0})
+    if solved is not None:
         right = (problem.steps, problem.answer) == (solved.steps, solved.answer)
         return Judged(solved, 1.0, not right, {"solved": 1.0})
     checks = check(problem)
@@ -243,8 +245,16 @@ def why(fate: dict) -> str:
         return "is no question with steps and one answer"
     if fate["fate"] in ("duplicate", "leaked"):
         return {"duplicate": "is known already", "leaked": "is held back for validation or test"}[fate["fate"]]
+    if fate.get("solved") == 0:
+        return "is no question of its task"
     low = [f"{name} {fate[name]:.2f}" for name in CHECKS if fate.get(name, 1.0) < 1]
-    mended = "a result or the answer was wrong, and was computed anew" if fate["repaired"] else "all steps hold"
+    mended = "all steps hold"
+    if fate["repaired"]:
+        mended = "a result or the answer was wrong, and was computed anew"
+        if "solved" in fate:
+            mended = "chain or answer were not the question's, which was solved anew"
+        elif min(fate["steps_hold"], fate["answer_agrees"]) < 1:
+            mended = "a step or the answer does not hold, and could not be repaired"
     return "; ".join([mended, *low])
 
 

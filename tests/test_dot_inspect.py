@@ -11,6 +11,7 @@ from lib.dot import generation, inspect, losses, sequences
 from lib.dot import model as plaid
 from lib.dot.config import Config
 from lib.problems import make_problem
+from lib.prompts import solution
 from lib.tasks import modular_chain
 from tests.oracles import dot as oracle
 
@@ -213,3 +214,12 @@ def test_right_answers_are_counted(loss, changed, denoiser, learned, short_chain
 def test_the_fewest_steps_that_are_as_good_as_the_best(found, within, expected):
     rows = [{"steps": steps, "right": right, "n": 100} for steps, right in found.items()]
     assert inspect.fewest_steps(rows, within) == expected
+
+
+def test_there_is_room_for_the_longest_solution_and_its_end(denoiser, short_chains):
+    folder = denoiser("cross_entropy")
+    tokenizer = plaid.load(folder, "cpu")[1]
+    longer = modular_chain.generate(5, n_operations=7)
+    needed = [len(tokenizer(solution(p), add_special_tokens=False)["input_ids"]) + 1 for p in longer]
+    assert inspect.room(folder, longer) == max(needed) > inspect.room(folder, short_chains)
+    assert inspect.room(folder, []) == 1

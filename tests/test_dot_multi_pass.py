@@ -14,9 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import answers
+from lib import answers, models
 from lib.dot import config as settings
-from lib.dot import generation, inspect, multi_pass, pictures, sequences, training
+from lib.dot import generation, inspect, losses, multi_pass, pictures, sequences, training
 from lib.dot import model as plaid
 from lib.dot.config import Config
 from lib.errors import InputError
@@ -359,3 +359,51 @@ training.train(config, some, some[:8], sys.argv[1])
     assert start("killed").wait() == 0
     for name in ("model/weights.safetensors", "metrics.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+# --- coupled rows and scheduled sampling in the loss ---
+
+
+@pytest.mark.parametrize("loss", ["vlb", "cross_entropy", "masked"])
+def test_both_thoughts_of_a_coupled_row_are_noised_and_learned(loss, words, encoded):
+    """The earlier thought is on the canvas: its tokens are hidden as the next one's are, and count in the loss."""
+    long = [e for e in encoded if len(e["thoughts"]) > 1][:8]
+    batch = sequences.batch([multi_pass.row(e, 0, both=True) for e in long], words.pad_token_id)
+    config = Config(loss=loss, multi_pass=True, coupled=1.0, self_conditioning=0.0)
+    models.seed_everything(0)
+    model = plaid.Plaid(len(words), config, (32, 1, 2), "cpu")
+    with torch.no_grad():
+        model.model.output_linear.weight.normal_()  # it begins at zero, which says the same of every token
+    shape = losses.noised_columns(config, batch)[0].shape
+    shape = shape if loss == "masked" else (*shape, config.embed_dim)
+    draw = losses.draw(config, len(long), shape, 5, 0, 1, 0, "cpu")
+    ids, counted = losses.noised_columns(config, batch)
+    assert torch.equal(ids, batch["canvas"]) and counted.bool().all()
+    for i, e in enumerate(long):
+        first, second = e["thoughts"][:2]
+        own = [*first, words.sep_token_id, *second]
+        assert batch["canvas"][i, : len(own)].tolist() == own
+        assert batch["source"][i, batch["source"].shape[1] - len(e["source"]) :].tolist() == e["source"]
+    before = losses.LOSSES[loss](model, config, batch, draw)["rows"]
+    changed = {**batch, "canvas": batch["canvas"].clone()}
+    changed["canvas"][:, 0] = (changed["canvas"][:, 0] + 1) % len(words)  # the first token of the earlier thought
+    after = losses.LOSSES[loss](model, config, changed, draw)["rows"]
+    assert (before != after).sum() >= len(long) - (2 if loss == "masked" else 0)
+
+
+def test_sampling_switched_off_trains_to_the_bit_as_if_it_were_not_there(tmp_path, monkeypatch):
+    """min_prob 1 and coupled 0 are no settings at all; a little of either is one."""
+    monkeypatch.setitem(settings.PRESETS, "tiny", (32, 1, 2))
+    some = modular_chain.generate(60, n_operations=3)
+    plain = Config(model="tiny", steps=20, batch_size=8, valid_problems=0, multi_pass=True, device="cpu")
+    found = {}
+    for name, config in {
+        "plain": plain,
+        "off": replace(plain, min_prob=1.0, coupled=0.0),
+        "scheduled": replace(plain, min_prob=0.2),
+        "coupled": replace(plain, coupled=0.5),
+    }.items():
+        training.train(config, some, [], tmp_path / name)
+        found[name] = (tmp_path / name / "model" / plaid.WEIGHTS).read_bytes()
+    assert found["off"] == found["plain"]
+    assert len(set(found.values())) == 3

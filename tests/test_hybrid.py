@@ -220,7 +220,7 @@ def test_it_stops_where_a_round_gained_too_little(shares, min_gain, last, tmp_pa
 def test_smaller_subsets_lie_in_larger_ones_and_the_seed_decides():
     small, large = (hybrid.gold_subset(GOLD, n, seed=1) for n in (10, 30))
     assert small == large[:10] and len({p.id for p in large}) == 30 and hybrid.gold_subset(GOLD, 0) == GOLD
-    assert hybrid.gold_subset(GOLD, 10, seed=2) != small
+    assert hybrid.gold_subset(GOLD, 10, seed=2) != small and hybrid.gold_subset(GOLD, 10) == GOLD[:10]
     for n in (-1, 61):
         with pytest.raises(InputError, match="SAMPLE_NUM"):
             hybrid.gold_subset(GOLD, n)
@@ -310,6 +310,12 @@ def test_the_control_believes_as_many_of_the_same_drafts(went, tmp_path):
     assert control.counts["wrong"] == len(wrong) > 0, "so small a writer makes mistakes"
     assert not {r["src"] for r in control.pool} & {p.question for p in [*GOLD, *HELD]}
     assert control.model != first.model
+
+
+def test_a_loop_has_gold_of_its_task():
+    assert hybrid.gold_of({"a": GOLD}, "a", 5, 1) == hybrid.gold_subset(GOLD, 5, 1)
+    with pytest.raises(InputError, match="'b', which is none of the tasks a"):
+        hybrid.gold_of({"a": GOLD}, "b", 5, 1)
 
 
 @pytest.mark.parametrize("control, n, last", [(False, 3, None), (True, 3, 1), (True, 1, None)])

@@ -217,6 +217,15 @@ def test_profiles_say_what_they_are_for(path):
     assert path.read_text().startswith("# ")
 
 
+@every_profile
+def test_profiles_name_tasks_that_go_together(path):
+    from lib.dot.config import check_multi_pass, check_sizes
+
+    own = pipeline.resolve(path.stem, [])["06_dot_training"]
+    check_multi_pass([task for task in own["multi_pass"] if task], own["tasks"], own["without_chain"])
+    check_sizes(own["tasks"], own["steps"], own["seeds"], own["cot_steps"])
+
+
 def test_the_profiles_that_the_design_names_are_there_and_say_so():
     assert {"smoke", "seeds"} <= {path.stem for path in PROFILES}
     assert len(pipeline.resolve("seeds", [])["03_sft"]["seeds"]) == 3

@@ -15,7 +15,7 @@ from lib.errors import InputError
 from lib.problems import canonical, make_problem, split
 from lib.prompts import solution
 from lib.synthetic import LEDGER, Config, Judged, check, judge, parse, repair, sift, write, writing
-from lib.tasks import arithmetic, modular_chain, word_problems
+from lib.tasks import arithmetic, boolean, modular_chain, word_problems
 from tests.oracles import hostile
 
 many = settings(max_examples=100, deadline=None)
@@ -375,6 +375,48 @@ def test_each_kind_of_draft_meets_its_fate(kind, fate):
         _, ledger, (found,) = sift(Config(), [text], KNOWN, HELD)
         assert found["fate"] == fate, text
         assert ledger["drawn"] == 1 and ledger["repaired"] == (kind == "repaired")
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("kept", "all steps hold"),
+        ("repaired", "was wrong, and was computed anew"),
+        ("duplicate", "known already"),
+        ("leaked", "held back"),
+        ("below", "all steps hold; numbers_used 0."),
+        ("garbage", "no question with steps"),
+        ("beyond repair", "could not be repaired"),
+    ],
+)
+def test_each_fate_says_why(kind, words):
+    for text in {**DRAFTS, "beyond repair": ["He has 3.\nSo it is <<1/0=3>>3.\n#### 3"]}[kind]:
+        (row,) = sift(Config(), [text], KNOWN, HELD)[2]
+        assert words in synthetic.why(row), (text, synthetic.why(row))
+
+
+@pytest.mark.parametrize("source", ["modular_chain", "boolean", "addition", "word_problems"])
+@pytest.mark.parametrize("task", ["modular_chain", "boolean", "addition"])
+def test_problems_of_one_task_are_not_learned_as_anothers(source, task):
+    make = {
+        "boolean": boolean.generate,
+        "addition": lambda n: arithmetic.generate(n, "+"),
+        "modular_chain": modular_chain.generate,
+    }
+    drafts = [draft(p) for p in {**make, "word_problems": word_problems.generate}[source](20)]
+    like = make[task](60)[40:]
+    records, _, fates = sift(Config(num_samples_to_generate=99), drafts, like, [])
+    assert bool(records) == (source == task)
+    assert source == task or all(synthetic.why(row) == "is no question of its task" for row in fates)
+
+
+def test_a_draft_that_was_solved_anew_says_so():
+    p, *more = modular_chain.generate(30)
+    wrong = draft(replace(p, steps=("r9",) * 4))
+    (row,) = sift(Config(), [wrong], more[:10], more[10:])[2]
+    assert (
+        row["fate"] == "kept" and synthetic.why(row) == "chain or answer were not the question's, which was solved anew"
+    )
 
 
 def test_the_threshold_decides_what_is_good_enough():

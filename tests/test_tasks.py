@@ -601,3 +601,44 @@ def test_published_products_round_trip_and_are_solved_alike(size):
     for problem in problems:
         assert arithmetic.solve(problem) == problem
         assert is_verified(problem, solution(problem))
+
+
+# --- longer problems ---
+
+
+@pytest.mark.parametrize(
+    "task, sizes, count",
+    [
+        ("modular_chain", (5, 6, 9), lambda p: len(p.steps)),
+        ("boolean", (8, 9, 15, 20), lambda p: len(p.steps) + 1),
+        ("addition", (5, 6), lambda p: len(p.question.split("+")[0].split())),
+    ],
+)
+def test_longer_problems_are_of_the_same_source_longer_and_right(task, sizes, count):
+    known = GENERATORS[task](30)
+    for size in sizes:
+        found = tasks.longer(known, 40, size, seed=1)
+        assert len({p.id for p in found}) == 40 and not {p.id for p in found} & {p.id for p in known}
+        assert {(p.source, count(p)) for p in found} == {(known[0].source, size)}
+        assert min(len(p.steps) for p in found) > max(len(p.steps) for p in known)
+        assert all(is_verified(p, solution(p)) and tasks.solve(p).answer == p.answer for p in found)
+
+
+def test_they_are_made_as_the_known_ones_were():
+    assert {p.meta["modulus"] for p in tasks.longer(modular_chain.generate(3, modulus=7), 20, 6)} == {7}
+    known = boolean.generate(60, 5, 3, 2, "or xor")
+    words = Counter(word for p in tasks.longer(known, 60, 9) for word in p.question.split())
+    assert words["not"] == 120 and words["xor"] and words["or"] and not words["and"]
+
+
+@pytest.mark.parametrize(
+    "known, size, says",
+    [
+        (word_problems.generate(1), 5, "no one size"),
+        (boolean.generate(9, 7), 7, "not longer"),
+        (modular_chain.generate(9), 3, "not longer"),
+    ],
+)
+def test_what_cannot_be_longer_is_refused(known, size, says):
+    with pytest.raises(InputError, match=says):
+        tasks.longer(known, 3, size)

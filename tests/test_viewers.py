@@ -322,6 +322,11 @@ ROUNDS = [
     for method in ("self_training", "dpo_self_training")
     for name, place in (("sft-1", 1), ("dpo-1", 0.5), ("sft-0", 0))
 ]
+FATES = [
+    {"fate": fate, "repaired": repaired}
+    for fate in ("kept", "below the threshold", "duplicate", "leaked", "not parsed")
+    for repaired in (False, True)
+]
 PICTURES = {
     "shapes": (plots.problem_shapes, SHAPES),
     "shapes of one problem": (plots.problem_shapes, {"t": [make_problem("q", [], "", "t")]}),
@@ -364,6 +369,18 @@ PICTURES = {
     "rounds of nothing": (lambda rows: plots.rounds_of_self_training(rows, 2), []),
     "pass@k": (plots.pass_at_k, {"sft-0": {1: 0.2, 2: 0.3}, "sft-1": {1: 0.4}}),
     "pass@k of nothing": (plots.pass_at_k, {}),
+    "drafts": (plots.draft_fates, {"a": FATES, "b": FATES[:1], "c": []}),
+    "drafts of nothing": (plots.draft_fates, {}),
+    "gold and generated": (
+        plots.gold_by_generated,
+        [
+            row(gold=g, generated=k, seed=s)
+            for g in (250, 1000)
+            for k in ("no", "round 1", "unverified")
+            for s in (0, 1)
+        ],
+    ),
+    "gold alone": (plots.gold_by_generated, [row(gold=40, generated="no")]),
     "learning of nothing": (lambda rows: plots.accuracy_against_paths(rows, []), []),
 }
 
@@ -379,6 +396,26 @@ def test_any_data_makes_a_figure_that_saves_as_png(name, tmp_path):
         assert isinstance(figure, Figure) and figure.axes
         assert plots.save(figure, tmp_path / "figure.png") is figure
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_each_draft_stands_in_the_bar_of_its_fate():
+    (ax,) = plots.draft_fates({"a": FATES + FATES[:1], "b": FATES[:2]}).axes
+    bars = {(patch.get_y(), ax.containers.index(own)): patch.get_width() for own in ax.containers for patch in own}
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    first, second = ({name: bars[y, 6 * n + i] for i, name in enumerate(names)} for n, y in enumerate((-0.4, 0.6)))
+    assert first == {
+        **{"kept": 2, "kept, repaired": 1, "below the threshold": 2, "duplicate": 2, "leaked": 2, "not parsed": 2}
+    }
+    assert second == {**dict.fromkeys(names, 0), "kept": 1, "kept, repaired": 1}
+
+
+def test_a_line_is_the_mean_over_seeds_at_each_number_of_gold_problems():
+    rows = [row(r, gold=g, generated=k, seed=s) for s, r in ((0, 2), (1, 4)) for g in (9, 3) for k in ("no", "round 1")]
+    (ax,) = plots.gold_by_generated(rows).axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in ax.lines if line.get_label()[0] != "_"}
+    assert lines == {
+        f"generated: {k}": [[pytest.approx(n, rel=0.02), pytest.approx(0.3)] for n in (3, 9)] for k in ("no", "round 1")
+    }
 
 
 def test_bars_stand_at_their_accuracy_with_their_interval():

@@ -33,8 +33,24 @@ def tell(name):
     return {"name": name, "process": os.getpid(), "threads": torch.get_num_threads()}
 
 
-def fail(message):
+def fail(message, folder):
+    while not list(folder.glob("here.*")):
+        time.sleep(0.05)
     raise InputError(message)
+
+
+class Unsendable(Exception):
+    def __init__(self, *, story):
+        super().__init__(f"it is a {story}")
+
+
+def fail_unsendably():
+    raise Unsendable(story="long story")
+
+
+def stay(folder, seconds):
+    (folder / f"here.{os.getpid()}").touch()
+    time.sleep(seconds)
 
 
 def suicide():

@@ -141,7 +141,9 @@ def check_multi_pass(learned: list[str], tasks: list[str], without_chain: list[s
     """Raise InputError where a task is to be thought through that is not learned at all, or without its chain."""
     for task in learned:
         if task not in tasks:
-            raise InputError(f"multi_pass names {task!r}, which is none of the tasks {', '.join(tasks)}.")
+            raise InputError(
+                f'multi_pass names {task!r}, which is none of the tasks {", ".join(tasks)}; [""] names none.'
+            )
         if task in without_chain:
             raise InputError(f"multi_pass and without_chain both name {task!r}: an answer alone is one thought.")
 

@@ -26,7 +26,7 @@ class Config:
                       stands for the likeliest token too
     samples           answers drawn for each problem, from different noise; the one that most state wins
     canvas            positions to write on; 0: as many as the longest solution (or thought) in training had
-    max_thoughts      passes at most, for a model that writes one thought a pass; 0: as its training has set
+    max_thoughts      passes at most, for a model that writes one thought a pass; 0: as its training has set (12 if not)
     leave_at          a problem is done when all its tokens are at least so likely; 1: after `steps` calls
     batch_tokens      positions of a micro-batch when measuring accuracy and throughput
     latency_problems  how many problems are asked one at a time to measure latency
@@ -120,7 +120,7 @@ def generate(
         return ids.tolist(), calls.tolist()
 
     found = [None] * len(rows)
-    passes_at_most = (how.max_thoughts or trained.max_thoughts) if trained.multi_pass else 1
+    passes_at_most = (how.max_thoughts or trained.max_thoughts or 12) if trained.multi_pass else 1
     for places in micro_batches([len(row) for row in rows], n * passes_at_most, how.batch_tokens, questions):
         began = time.perf_counter()
         own = [questions[i] for i in places], how.seed, [indices[i] for i in places]

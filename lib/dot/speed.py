@@ -36,7 +36,7 @@ def compare(
     most = 2 + max(len(ids) for ids in tokenizer([solution(p) for p in problems])["input_ids"])
 
     def denoised(asked: list[str]) -> list:
-        most = canvas * ((how.max_thoughts or trained.max_thoughts) if trained.multi_pass else 1)
+        most = canvas * ((how.max_thoughts or trained.max_thoughts or 12) if trained.multi_pass else 1)
         config = replace(how, batch_tokens=max(how.batch_tokens, len(asked) * (most + longest)))
         return generation.generate(denoiser, words, trained, canvas, asked, config)
 

@@ -82,24 +82,36 @@ def find(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[P
     return split(modular_chain.generate(n, sizes["n_operations"], sizes["modulus"], seed))
 
 
-def of_size(like: Problem, n: int, size: int, seed: int = 0) -> list[Problem]:
-    """`n` problems of the source of `like`, of another size: operations (modular_chain), leaves (boolean) or digits.
+# Whose problems are solved from their question alone, and have one size.
+SOLVABLE = ("modular_chain", "boolean", "addition", "multiplication")
 
-    Raises InputError where there are not so many, and for a source whose problems have no such size.
+
+def longer(known: list[Problem], n: int, size: int, seed: int = 0) -> list[Problem]:
+    """`n` problems like those known but of more steps; size: operations (modular_chain), leaves (boolean), or digits.
+
+    Raises InputError where they are not longer, where there are not so many, and for a source without one size.
     """
+    like = known[0]
     if like.source == "modular_chain":
         from lib.tasks import modular_chain
 
-        return modular_chain.generate(n, size, like.meta["modulus"], seed)
-    if like.source == "boolean":
+        found = modular_chain.generate(n, size, like.meta["modulus"], seed)
+    elif like.source == "boolean":
         from lib.tasks import boolean
 
-        return boolean.generate(n, size, max(3, size.bit_length()), seed=seed)
-    if like.source in ("addition", "multiplication"):
+        words = [word for p in known for word in p.question.split()]
+        used = " ".join(word for word in boolean.OPERATORS if word in words)
+        nots = like.question.split().count("not")
+        found = boolean.generate(n, size, max(3, size.bit_length()), nots, used, seed)
+    elif like.source in ("addition", "multiplication"):
         from lib.tasks import arithmetic
 
-        return arithmetic.generate(n, "+" if like.source == "addition" else "*", size, seed)
-    raise InputError(f"{like.source} has no one size by which its problems are longer; leave it out of multi_pass.")
+        found = arithmetic.generate(n, "+" if like.source == "addition" else "*", size, seed)
+    else:
+        raise InputError(f"{like.source} has no one size by which its problems are longer; {', '.join(SOLVABLE)} have.")
+    if min(len(p.steps) for p in found) <= max(len(p.steps) for p in known):
+        raise InputError(f"{like.source}: problems of size {size} are not longer than those that are known; name more.")
+    return found
 
 
 def keep_published(parts: dict[str, list[Problem]]) -> dict[str, list[Problem]]:
