@@ -1,0 +1,266 @@
+"""Aligning two tokenisations of one text: which tokens of a teacher say what a student's token says.
+
+    teacher    She | ' baked' | ' 12' | ' buns' | '.'
+    student    '▁She' | '▁ba' | 'ked' | '▁1' | '2' | '▁bun' | 's' | '.'
+
+Two ways. Dynamic time warping (Fu et al. 2023, 2301.12726: specialising FlanT5) compares how tokens are written and
+knows nothing of where they stand. Offsets ask the tokenizers which characters each token covers, and are exact. Knows
+no model and no loss (lib.distillation).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy
+
+from lib.errors import InputError
+
+METHODS = ("dtw", "dtw_normalised", "offsets", "offsets_strict")
+BLANKS = ("▁", " ")  # how tokenizers write a blank
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text in tokens: ids, how the tokenizer writes each, and which characters [start, end) of the text it covers.
+
+    A token of bytes that are no whole character is written as the replacement character; its span is the character's.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    written: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tokens [start, end) of the teacher and of the student that say the same; one side is empty for an orphan."""
+
+    teacher: tuple[int, int]
+    student: tuple[int, int]
+
+    @property
+    def kind(self) -> str:
+        """ "1:1", "1:n", "n:1", "n:m"; "1:0", "n:0", "0:1", "0:n" for orphans."""
+        sizes = [end - start for start, end in (self.teacher, self.student)]
+        left, right = (str(size) if size < 2 else letter for size, letter in zip(sizes, "nm", strict=True))
+        return f"{left}:{right}" if min(sizes) > 1 else f"{left}:{right}".replace("m", "n")
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How n tokens of a teacher and m of a student belong together: `links`, sorted pairs (teacher's, student's)."""
+
+    method: str
+    n: int
+    m: int
+    links: tuple[tuple[int, int], ...]
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Both sequences cut into the smallest runs that no link leaves; tokens without a link are orphans."""
+        found, i, j, at = [], 0, 0, 0
+        while at < len(self.links):
+            left, right = self.links[at]
+            found += orphans((i, left), (j, right))
+            i, j, start = left, right, at
+            top, other = left, right
+            while at < len(self.links) and (self.links[at][0] <= top or self.links[at][1] <= other):
+                top, other = max(top, self.links[at][0]), max(other, self.links[at][1])
+                at += 1
+            assert at > start
+            found.append(Group((i, top + 1), (j, other + 1)))
+            i, j = top + 1, other + 1
+        return (*found, *orphans((i, self.n), (j, self.m)))
+
+
+def orphans(teacher: tuple[int, int], student: tuple[int, int]) -> list[Group]:
+    """Groups of tokens between two links that belong to nothing."""
+    found = [Group(teacher, (student[0], student[0]))] if teacher[0] < teacher[1] else []
+    return found + ([Group((teacher[1], teacher[1]), student)] if student[0] < student[1] else [])
+
+
+# ----- tokens
+def tokens(tokenizer, text: str) -> Tokens:
+    """The tokens of `text`, without special ones. Raises InputError for a tokenizer that knows no offsets."""
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{type(tokenizer).__name__} cannot say which characters a token covers; use a fast tokenizer."
+        )
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = tuple(found["input_ids"])
+    written = tokenizer.convert_ids_to_tokens(list(ids))
+    decoder = tokenizer.backend_tokenizer.decoder
+    if type(decoder).__name__ == "ByteLevel":  # which writes bytes in an alphabet of its own
+        written = [decoder.decode([token]) for token in written]
+    return Tokens(text, ids, tuple(written), tuple(tuple(span) for span in found["offset_mapping"]))
+
+
+def trimmed(tokens: Tokens) -> list[tuple[int, int]]:
+    """The spans without white space at their ends; what is nothing else becomes empty, (start, start)."""
+    found = []
+    for start, end in tokens.spans:
+        piece = tokens.text[start:end]
+        left = len(piece) - len(piece.lstrip())
+        found.append((start + left, start + max(left, len(piece.rstrip()))))
+    return found
+
+
+def stripped(written: str) -> str:
+    """A token as the warping compares it: without the signs for blanks."""
+    for blank in BLANKS:
+        written = written.replace(blank, "")
+    return written
+
+
+# ----- both ways
+def align(teacher: Tokens, student: Tokens, method: str = "offsets") -> Alignment:
+    """Which tokens belong together.
+
+    dtw             the published way: Levenshtein distance of the written tokens, blanks taken out, summed along the
+                    cheapest path; ties go diagonally, then the teacher moves, then the student
+    dtw_normalised  the distance divided by the longer token's length
+    offsets         tokens whose characters overlap, white space at their ends aside; error-free by definition
+    offsets_strict  white space counts, too
+    Raises InputError where offsets are asked for of two different texts, or the method is unknown.
+    """
+    if method not in METHODS:
+        raise InputError(f"Unknown way of aligning {method!r}; use {', '.join(METHODS)}.")
+    if method.startswith("dtw"):
+        links = warp(costs(teacher.written, student.written, method == "dtw_normalised"))
+    elif teacher.text != student.text:
+        raise InputError("Offsets align two tokenisations of one text; these are of two. Use dtw for unequal texts.")
+    elif method == "offsets":
+        links = overlaps(trimmed(teacher), trimmed(student))
+    else:
+        links = overlaps(teacher.spans, student.spans)
+    return Alignment(method, len(teacher), len(student), tuple(links))
+
+
+def overlaps(teacher, student) -> list[tuple[int, int]]:
+    """Pairs of spans that share a character, for spans in order: two fingers, one step each. O(n + m) but for pieces of
+    one character, all of which have its span: each is linked to each.
+    """
+    found, first = [], 0
+    for i, (start, end) in enumerate(teacher):
+        while first < len(student) and student[first][1] <= start and student[first][0] < start:
+            first += 1
+        j = first
+        while j < len(student) and student[j][0] < end:
+            if max(start, student[j][0]) < min(end, student[j][1]):
+                found.append((i, j))
+            j += 1
+    return found
+
+
+# ----- dynamic time warping
+def costs(teacher, student, normalised: bool) -> numpy.ndarray:
+    """(n, m): how differently each two tokens are written; each pair of different writings is compared once."""
+    from rapidfuzz import process
+    from rapidfuzz.distance import Levenshtein
+
+    sides = []
+    for written in (teacher, student):
+        known: dict[str, int] = {}
+        places = [known.setdefault(stripped(token), len(known)) for token in written]
+        sides.append((list(known), numpy.array(places, dtype=numpy.intp)))
+    (left, rows), (right, columns) = sides
+    scorer = Levenshtein.normalized_distance if normalised else Levenshtein.distance
+    kind = numpy.float64 if normalised else numpy.int32
+    return process.cdist(left, right, scorer=scorer, dtype=kind)[rows[:, None], columns[None, :]]
+
+
+def warp(costs: numpy.ndarray) -> list[tuple[int, int]]:
+    """The cheapest way from the first pair of tokens to the last, in steps (1, 1), (1, 0), (0, 1).
+
+    costs (n, m); a cell's total is its cost and the least of its three predecessors' totals. No tokens, no way.
+    """
+    if not costs.size:
+        return []
+    return [(int(i), int(j)) for i, j in compiled()(costs.astype(numpy.float64))]
+
+
+def compiled():
+    """The recursion and the way back, as machine code (numba keeps it for the next process)."""
+    global _walk
+    if _walk is None:
+        from numba import njit
+
+        _walk = njit(cache=True)(walk)
+    return _walk
+
+
+_walk = None
+
+
+def walk(costs):
+    """`warp`, cell by cell: an array (steps, 2)."""
+    n, m = costs.shape
+    total = numpy.empty((n, m))
+    for i in range(n):
+        for j in range(m):
+            if i and j:
+                before = min(total[i - 1, j - 1], total[i - 1, j], total[i, j - 1])
+            elif i:
+                before = total[i - 1, j]
+            elif j:
+                before = total[i, j - 1]
+            else:
+                before = 0.0
+            total[i, j] = costs[i, j] + before
+    way = numpy.empty((n + m - 1, 2), numpy.int64)
+    i, j, steps = n - 1, m - 1, 0
+    while True:
+        way[steps, 0], way[steps, 1] = i, j
+        steps += 1
+        if i == 0 and j == 0:
+            return way[:steps][::-1]
+        if j == 0:
+            i -= 1
+        elif i == 0:
+            j -= 1
+        elif total[i - 1, j - 1] <= total[i - 1, j] and total[i - 1, j - 1] <= total[i, j - 1]:
+            i, j = i - 1, j - 1
+        elif total[i - 1, j] <= total[i, j - 1]:
+            i -= 1
+        else:
+            j -= 1
+
+
+# ----- how good
+def error_rate(alignment: Alignment, teacher: Tokens, student: Tokens) -> float:
+    """1 - 2 |D and G| / (|D| + |G|): D its links and G those of the offsets, between tokens that are not white space.
+
+    0 where nothing is to be linked, and nothing is.
+    """
+    spans = trimmed(teacher), trimmed(student)
+    solid = [[start < end for start, end in side] for side in spans]
+    found = {(i, j) for i, j in alignment.links if solid[0][i] and solid[1][j]}
+    right = set(overlaps(*spans))
+    return 1 - 2 * len(found & right) / (len(found) + len(right)) if found or right else 0.0
+
+
+def soft_share(alignment: Alignment, teacher: Tokens, student: Tokens) -> float:
+    """The share of the student's tokens that a teacher's distribution can be put on.
+
+    Warping (published): it has one partner, written the same but for the sign for a blank. Offsets: its group is 1:1.
+    """
+    if not len(student):
+        return 0.0
+    if alignment.method.startswith("offsets"):
+        return sum(group.kind == "1:1" for group in alignment.groups) / len(student)
+    partners: dict[int, list[int]] = {}
+    for i, j in alignment.links:
+        partners.setdefault(j, []).append(i)
+    same = [
+        len(own) == 1 and surface(teacher.written[own[0]]) == surface(student.written[j]) for j, own in partners.items()
+    ]
+    return sum(same) / len(student)
+
+
+def surface(written: str) -> str:
+    """A token as it is written, with one sign for a blank."""
+    return written.replace(" ", "▁")

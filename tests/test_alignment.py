@@ -1,0 +1,253 @@
+"""Which tokens of two tokenizers belong together: against the textbook, against every character, on real text."""
+
+import itertools
+import json
+import os
+import random
+from pathlib import Path
+
+import numpy
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lib import alignment
+from lib.alignment import Alignment, Tokens, align, error_rate, soft_share, tokens
+from lib.errors import InputError
+from lib.tasks import word_problems
+from tests.oracles import alignment as oracle
+
+REAL = Path(os.environ.get("REAL_DATA") or "no such folder")
+TEXTS = [
+    *(f"{p.question}\n" + "\n".join(p.steps) for p in word_problems.generate(150)),
+    "She baked 12 buns, and “sold” half of them — for $3.50 each.\n\nHow much is that?",
+    "½ of 10³ is 500\t…  two  blanks, naïve café, 東京, ﬁne",
+    "👩‍👩‍👧 and 🎉🎉 {unknown} <<3+4=7>>7\\n#### 7",
+]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """(byte-level BPE, a unigram model as of T5: NFKC, blanks joined, ▁), both trained on the spot, both fast."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bytewise = Tokenizer(models.BPE())
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder, bytewise.post_processor = decoders.ByteLevel(), processors.ByteLevel(trim_offsets=True)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bytewise.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    )
+    unigram = Tokenizer(models.Unigram())
+    unigram.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")])
+    unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=400, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False)
+    unigram.train_from_iterator(TEXTS[:-2], trainer)  # so that some of the last texts is unknown
+    return (
+        PreTrainedTokenizerFast(tokenizer_object=bytewise),
+        PreTrainedTokenizerFast(tokenizer_object=unigram, unk_token="<unk>"),
+    )
+
+
+@pytest.fixture(scope="module")
+def both(pair):
+    """(the first one's tokens, the other's) of every text."""
+    return [tuple(tokens(t, text) for t in pair) for text in TEXTS]
+
+
+# ----- warping
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_warping_goes_the_textbooks_way(both, normalised):
+    for left, right in both[::7] + both[-3:]:
+        costs = [[oracle.cost(a, b, normalised) for b in right.written] for a in left.written]
+        assert numpy.allclose(alignment.costs(left.written, right.written, normalised), costs, atol=1e-12)
+        found = align(left, right, "dtw_normalised" if normalised else "dtw")
+        exact = alignment.costs(left.written, right.written, normalised).tolist()
+        assert list(found.links) == oracle.warp(exact)
+
+
+def test_two_thousand_random_ways_with_many_ties():
+    rng = random.Random(0)
+    for _ in range(2000):
+        n, m = rng.randint(1, 12), rng.randint(1, 12)
+        costs = [[rng.choice((0, 0, 1, 1, 2, 3)) for _ in range(m)] for _ in range(n)]
+        assert alignment.warp(numpy.array(costs)) == oracle.warp(costs)
+
+
+def test_no_way_is_cheaper():
+    rng = random.Random(1)
+    for n, m in itertools.product(range(1, 6), repeat=2):
+        costs = [[rng.randint(0, 4) for _ in range(m)] for _ in range(n)]
+        best = min(sum(costs[i][j] for i, j in way) for way in oracle.every_way(n, m))
+        assert sum(costs[i][j] for i, j in alignment.warp(numpy.array(costs))) == best
+
+
+def test_the_machine_code_does_what_the_python_says():
+    rng = numpy.random.default_rng(0)
+    for _ in range(50):
+        costs = rng.integers(0, 4, rng.integers(1, 15, 2)).astype(float)
+        assert numpy.array_equal(alignment.compiled()(costs), alignment.walk(costs))
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**32 - 1))
+def test_a_way_is_one(n, m, seed):
+    way = alignment.warp(numpy.random.default_rng(seed).integers(0, 5, (n, m)))
+    assert way[0] == (0, 0) and way[-1] == (n - 1, m - 1)
+    assert {(c - a, d - b) for (a, b), (c, d) in itertools.pairwise(way)} <= {(1, 1), (1, 0), (0, 1)}
+
+
+def test_the_same_tokens_twice_cost_nothing(both):
+    for left, _ in both:
+        found = align(left, left, "dtw")
+        assert sum(alignment.costs(left.written, left.written, False)[i, j] for i, j in found.links) == 0
+        assert error_rate(align(left, left), left, left) == 0
+
+
+# ----- offsets
+@pytest.mark.parametrize("method", ["offsets", "offsets_strict"])
+def test_offsets_link_exactly_what_shares_a_character(both, method):
+    for left, right in both:
+        found = align(left, right, method)
+        assert set(found.links) == oracle.links(left.text, left.spans, right.spans, blanks=method.endswith("strict"))
+        assert list(found.links) == sorted(set(found.links))
+        if method == "offsets":
+            assert error_rate(found, left, right) == 0
+
+
+pieces = st.lists(
+    st.sampled_from(["a", "bc", " ", "  ", "\n", "½", "東", "🎉", "é", "<", "12", "’", "\u200d", "x y"]), max_size=25
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(pieces.map("".join))
+@example("")
+@example(" \n ")
+@example("🎉")
+@example("’’")
+def test_any_text_is_aligned_exactly(pair, text):
+    left, right = (tokens(t, text) for t in pair)
+    found = align(left, right)
+    assert set(found.links) == oracle.links(text, left.spans, right.spans, blanks=False)
+    assert error_rate(found, left, right) == 0
+    groups = found.groups
+    for side, size in (("teacher", len(left)), ("student", len(right))):
+        runs = [getattr(group, side) for group in groups]
+        assert [i for start, end in runs for i in range(start, end)] == list(range(size)), "every token once, in order"
+    place = {("t", i): g for g, group in enumerate(groups) for i in range(*group.teacher)}
+    place |= {("s", j): g for g, group in enumerate(groups) for j in range(*group.student)}
+    assert all(place["t", i] == place["s", j] for i, j in found.links)
+    covered = {c for i, _ in found.links for c in range(*alignment.trimmed(left)[i])}
+    told = {c for j in range(len(right)) for c in range(*alignment.trimmed(right)[j])}
+    said = {c for i in range(len(left)) for c in range(*alignment.trimmed(left)[i])}
+    assert covered >= told & said, "what both sides cover is aligned"
+
+
+@given(pieces.map("".join))
+def test_groups_cannot_be_cut_further(pair, text):
+    left, right = (tokens(t, text) for t in pair)
+    found = align(left, right)
+    for group in found.groups:
+        if "0" in group.kind:
+            continue
+        inside = [(i, j) for i, j in found.links if group.teacher[0] <= i < group.teacher[1]]
+        for cut in range(group.teacher[0] + 1, group.teacher[1]):
+            before, after = [j for i, j in inside if i < cut], [j for i, j in inside if i >= cut]
+            assert not before or not after or max(before) >= min(after), "a run could have been cut in two"
+
+
+@pytest.mark.parametrize(
+    "links, kinds",
+    [
+        ([(0, 0)], ["1:1"]),
+        ([(0, 0), (0, 1)], ["1:n"]),
+        ([(0, 0), (1, 0)], ["n:1"]),
+        ([(0, 0), (0, 1), (1, 1), (1, 2)], ["n:m"]),
+        ([], ["n:0", "0:n"]),
+        ([(1, 1)], ["1:0", "0:1", "1:1", "1:0"]),
+    ],
+)
+def test_groups_say_of_what_kind_they_are(links, kinds):
+    n = 3 if links == [(1, 1)] else max([i for i, _ in links], default=1) + 1
+    m = max([j for _, j in links], default=1) + 1
+    assert [group.kind for group in Alignment("offsets", n, m, tuple(links)).groups] == kinds
+
+
+def test_ten_thousand_tokens_are_aligned_in_a_moment(pair):
+    text = " ".join(TEXTS) * 3
+    left, right = (tokens(t, text) for t in pair)
+    assert len(left) > 10_000
+    assert error_rate(align(left, right), left, right) == 0
+
+
+def test_unequal_texts_and_unknown_ways_are_refused(pair):
+    left, right = tokens(pair[0], "one"), tokens(pair[1], "two")
+    with pytest.raises(InputError, match="of two"):
+        align(left, right)
+    assert align(left, right, "dtw").links
+    with pytest.raises(InputError, match="dtw_normalised"):
+        align(left, left, "myers")
+
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(InputError, match="fast tokenizer"):
+        tokens(Slow(), "one")
+
+
+def test_nothing_to_align(pair):
+    empty, one = tokens(pair[0], ""), tokens(pair[1], "one")
+    for method in alignment.METHODS:
+        assert align(empty, tokens(pair[1], ""), method).links == ()
+    assert align(empty, Tokens("", (), (), ()), "dtw").groups == ()
+    assert soft_share(align(empty, empty), empty, empty) == 0 == error_rate(align(empty, empty), empty, empty)
+    assert len(one) >= 1
+
+
+# ----- how good
+def test_published_warping_errs_and_its_normalised_cost_errs_less(both):
+    rates = {
+        method: sum(error_rate(align(a, b, method), a, b) for a, b in both[:150]) / 150
+        for method in ("dtw", "dtw_normalised", "offsets")
+    }
+    assert rates["offsets"] == 0 < rates["dtw_normalised"] < rates["dtw"]
+
+
+def test_an_error_rate_is_the_share_of_wrong_and_missing_links():
+    left = Tokens("ab cd", (0, 1), ("ab", " cd"), ((0, 2), (3, 5)))
+    right = Tokens("ab cd", (0, 1, 2), ("▁a", "b", "▁cd"), ((0, 1), (1, 2), (2, 5)))
+    right_links = ((0, 0), (0, 1), (1, 2))
+    assert error_rate(Alignment("x", 2, 3, right_links), left, right) == 0
+    assert error_rate(Alignment("x", 2, 3, ((0, 0), (1, 1), (1, 2))), left, right) == pytest.approx(1 / 3)
+    assert error_rate(Alignment("x", 2, 3, ((0, 2),)), left, right) == 1
+    assert error_rate(Alignment("x", 2, 3, right_links[:1]), left, right) == pytest.approx(0.5)
+
+
+def test_soft_targets_need_one_partner():
+    left = Tokens("ab cd", (0, 1), ("ab", " cd"), ((0, 2), (3, 5)))
+    right = Tokens("ab cd", (0, 1, 2), ("▁a", "b", "▁cd"), ((0, 1), (1, 2), (2, 5)))
+    for method in ("dtw", "offsets"):
+        assert soft_share(align(left, right, method), left, right) == pytest.approx(1 / 3)
+    starts = Tokens("cd", (1,), ("cd",), ((0, 2),))
+    assert (
+        soft_share(
+            align(starts, Tokens("cd", (2,), ("▁cd",), ((0, 2),)), "dtw"),
+            starts,
+            Tokens("cd", (2,), ("▁cd",), ((0, 2),)),
+        )
+        == 0
+    )
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="set REAL_DATA to the folder of real files")
+def test_on_real_solutions_the_normalised_cost_errs_five_times_less_and_offsets_teach_more(pair):
+    lines = (REAL / "gsm8k" / "train.jsonl").read_text().splitlines()[:300]
+    solutions = [json.loads(line)["answer"].split("####")[0].strip() for line in lines]
+    found = [[tokens(t, text) for t in pair] for text in solutions]
+    rates, shares = {}, {}
+    for method in alignment.METHODS:
+        aligned = [(align(a, b, method), a, b) for a, b in found]
+        rates[method] = sum(error_rate(*each) for each in aligned) / len(aligned)
+        shares[method] = sum(soft_share(*each) * len(each[2]) for each in aligned) / sum(len(b) for _, b in found)
+    assert rates["offsets"] == 0 and rates["dtw"] > 0
