@@ -9,7 +9,7 @@ no model and no loss (lib.distillation).
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy
 
@@ -33,6 +33,17 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def solid(self) -> list[tuple[int, int, int]]:
+        """(token, start, end) of every token that is not white space alone, without white space at its ends."""
+        found = []
+        for i, (start, end) in enumerate(self.spans):
+            piece = self.text[start:end]
+            if bare := piece.strip():
+                start += len(piece) - len(piece.lstrip())
+                found.append((i, start, start + len(bare)))
+        return found
 
 
 @dataclass(frozen=True)
@@ -99,16 +110,7 @@ def tokens(tokenizer, text: str) -> Tokens:
     return Tokens(text, ids, tuple(written), tuple(tuple(span) for span in found["offset_mapping"]))
 
 
-def trimmed(tokens: Tokens) -> list[tuple[int, int]]:
-    """The spans without white space at their ends; what is nothing else becomes empty, (start, start)."""
-    found = []
-    for start, end in tokens.spans:
-        piece = tokens.text[start:end]
-        left = len(piece) - len(piece.lstrip())
-        found.append((start + left, start + max(left, len(piece.rstrip()))))
-    return found
-
-
+@cache
 def stripped(written: str) -> str:
     """A token as the warping compares it: without the signs for blanks."""
     for blank in BLANKS:
@@ -130,104 +132,98 @@ def align(teacher: Tokens, student: Tokens, method: str = "offsets") -> Alignmen
     if method not in METHODS:
         raise InputError(f"Unknown way of aligning {method!r}; use {', '.join(METHODS)}.")
     if method.startswith("dtw"):
-        links = warp(costs(teacher.written, student.written, method == "dtw_normalised"))
+        links = warp(*costs(teacher, student, method == "dtw_normalised"))
     elif teacher.text != student.text:
         raise InputError("Offsets align two tokenisations of one text; these are of two. Use dtw for unequal texts.")
     elif method == "offsets":
-        links = overlaps(trimmed(teacher), trimmed(student))
+        links = overlaps(teacher.solid, student.solid)
     else:
-        links = overlaps(teacher.spans, student.spans)
+        links = overlaps(
+            *([(i, *span) for i, span in enumerate(t.spans) if span[0] < span[1]] for t in (teacher, student))
+        )
     return Alignment(method, len(teacher), len(student), tuple(links))
 
 
 def overlaps(teacher, student) -> list[tuple[int, int]]:
-    """Pairs of spans that share a character, for spans in order: two fingers, one step each. O(n + m) but for pieces of
-    one character, all of which have its span: each is linked to each.
+    """Pairs of tokens that share a character, of (token, start, end) in order, none of them empty.
+
+    Two fingers, one step each: O(n + m), but for pieces of one character, which all have its span: each is linked to
+    each.
     """
-    found, first = [], 0
-    for i, (start, end) in enumerate(teacher):
-        while first < len(student) and student[first][1] <= start and student[first][0] < start:
+    found, first, m = [], 0, len(student)
+    for i, start, end in teacher:
+        while first < m and student[first][2] <= start:
             first += 1
-        j = first
-        while j < len(student) and student[j][0] < end:
-            if max(start, student[j][0]) < min(end, student[j][1]):
-                found.append((i, j))
-            j += 1
+        for at in range(first, m):
+            j, begin, _ = student[at]
+            if begin >= end:
+                break
+            found.append((i, j))
     return found
 
 
 # ----- dynamic time warping
-def costs(teacher, student, normalised: bool) -> numpy.ndarray:
-    """(n, m): how differently each two tokens are written; each pair of different writings is compared once."""
-    from rapidfuzz import process
-    from rapidfuzz.distance import Levenshtein
+def costs(teacher: Tokens, student: Tokens, normalised: bool) -> tuple:
+    """(table, rows, columns): table[rows[i], columns[j]] is how differently tokens i and j are written.
+
+    Each pair of different writings is compared once.
+    """
+    from rapidfuzz.distance.Levenshtein import distance, normalized_distance
+    from rapidfuzz.process import cdist
 
     sides = []
-    for written in (teacher, student):
+    for side in (teacher, student):
         known: dict[str, int] = {}
-        places = [known.setdefault(stripped(token), len(known)) for token in written]
-        sides.append((list(known), numpy.array(places, dtype=numpy.intp)))
+        places = [known.setdefault(token, len(known)) for token in map(stripped, side.written)]
+        sides.append((list(known), numpy.array(places, numpy.int64)))
     (left, rows), (right, columns) = sides
-    scorer = Levenshtein.normalized_distance if normalised else Levenshtein.distance
-    kind = numpy.float64 if normalised else numpy.int32
-    return process.cdist(left, right, scorer=scorer, dtype=kind)[rows[:, None], columns[None, :]]
+    return (
+        cdist(left, right, scorer=normalized_distance if normalised else distance, dtype=numpy.float64),
+        rows,
+        columns,
+    )
 
 
-def warp(costs: numpy.ndarray) -> list[tuple[int, int]]:
+def warp(table: numpy.ndarray, rows: numpy.ndarray, columns: numpy.ndarray) -> list[tuple[int, int]]:
     """The cheapest way from the first pair of tokens to the last, in steps (1, 1), (1, 0), (0, 1).
 
-    costs (n, m); a cell's total is its cost and the least of its three predecessors' totals. No tokens, no way.
+    A cell's total is its cost, of `costs`, and the least of its three predecessors' totals. No tokens, no way.
     """
-    if not costs.size:
+    if not len(rows) or not len(columns):
         return []
-    return [(int(i), int(j)) for i, j in compiled()(costs.astype(numpy.float64))]
+    return list(map(tuple, compiled()(table, rows, columns).tolist()))
 
 
+@cache
 def compiled():
     """The recursion and the way back, as machine code (numba keeps it for the next process)."""
-    global _walk
-    if _walk is None:
-        from numba import njit
+    from numba import njit
 
-        _walk = njit(cache=True)(walk)
-    return _walk
+    return njit(cache=True)(walk)
 
 
-_walk = None
-
-
-def walk(costs):
+def walk(table, rows, columns):
     """`warp`, cell by cell: an array (steps, 2)."""
-    n, m = costs.shape
-    total = numpy.empty((n, m))
+    n, m = len(rows), len(columns)
+    total = numpy.empty((n + 1, m + 1))
+    total[0, :], total[:, 0], total[0, 0] = numpy.inf, numpy.inf, 0.0
     for i in range(n):
+        own = table[rows[i]]
         for j in range(m):
-            if i and j:
-                before = min(total[i - 1, j - 1], total[i - 1, j], total[i, j - 1])
-            elif i:
-                before = total[i - 1, j]
-            elif j:
-                before = total[i, j - 1]
-            else:
-                before = 0.0
-            total[i, j] = costs[i, j] + before
+            total[i + 1, j + 1] = own[columns[j]] + min(total[i, j], total[i, j + 1], total[i + 1, j])
     way = numpy.empty((n + m - 1, 2), numpy.int64)
-    i, j, steps = n - 1, m - 1, 0
-    while True:
-        way[steps, 0], way[steps, 1] = i, j
-        steps += 1
-        if i == 0 and j == 0:
-            return way[:steps][::-1]
-        if j == 0:
-            i -= 1
-        elif i == 0:
-            j -= 1
-        elif total[i - 1, j - 1] <= total[i - 1, j] and total[i - 1, j - 1] <= total[i, j - 1]:
+    i, j, at = n, m, n + m - 1
+    while i and j:
+        at -= 1
+        way[at, 0], way[at, 1] = i - 1, j - 1
+        across, down, right = total[i - 1, j - 1], total[i - 1, j], total[i, j - 1]
+        if across <= down and across <= right:
             i, j = i - 1, j - 1
-        elif total[i - 1, j] <= total[i, j - 1]:
+        elif down <= right:
             i -= 1
         else:
             j -= 1
+    return way[at:]
 
 
 # ----- how good
@@ -236,10 +232,9 @@ def error_rate(alignment: Alignment, teacher: Tokens, student: Tokens) -> float:
 
     0 where nothing is to be linked, and nothing is.
     """
-    spans = trimmed(teacher), trimmed(student)
-    solid = [[start < end for start, end in side] for side in spans]
-    found = {(i, j) for i, j in alignment.links if solid[0][i] and solid[1][j]}
-    right = set(overlaps(*spans))
+    left, other = ({token for token, _, _ in side.solid} for side in (teacher, student))
+    found = {(i, j) for i, j in alignment.links if i in left and j in other}
+    right = set(overlaps(teacher.solid, student.solid))
     return 1 - 2 * len(found & right) / (len(found) + len(right)) if found or right else 0.0
 
 

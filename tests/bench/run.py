@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.bench import coconut, dot  # noqa: E402
+from tests.bench import alignment, coconut, dot  # noqa: E402
 from tests.bench.timing import entry, ratio  # noqa: E402
 
 
@@ -162,6 +162,26 @@ def memo_found(folder: Path) -> dict:
     return entry("memo_found", value, 20, "the training itself", what)
 
 
+def trainings_at_once(folder: Path) -> dict:
+    """As many trainings as there are cores, at once with one thread each, against one after another with all."""
+    from dataclasses import replace
+
+    from lib import sft, workers
+    from lib.tasks import modular_chain
+
+    problems, cores = modular_chain.generate(2000), workers.cores()
+    config = sft.Config(words=True, steps=150, batch_size=32, valid_problems=16, device="cpu")
+    fresh = iter(range(1000))
+
+    def calls() -> dict:
+        own = [next(fresh) for _ in range(cores)]
+        return {i: (sft.train, replace(config, seed=i), problems, problems[:16], folder / f"at_once{i}") for i in own}
+
+    value = ratio(lambda: workers.each(calls(), cores, 1), lambda: workers.each(calls(), 1), pairs=3)
+    what = f"{cores} trainings of 150 steps on modular chains, batch 32"
+    return entry("trainings_at_once", value, 1.5, "one after another", what, pairs=3)
+
+
 BENCHES = (
     generation_batched,
     generation_shared_prompt,
@@ -169,6 +189,8 @@ BENCHES = (
     calculator_bookkeeping,
     calculator_hostile,
     memo_found,
+    trainings_at_once,
+    *alignment.ALL,
     *coconut.ALL,
     *dot.ALL,
 )

@@ -1,0 +1,98 @@
+"""Speeds of alignment, against its published shape: cells of a NumPy array in Python, a C edit distance each."""
+
+from pathlib import Path
+
+from tests.bench.timing import entry, ratio
+
+
+def texts(count: int = 400) -> list[str]:
+    """Worked problems as running text."""
+    from lib.tasks import word_problems
+
+    return [f"{p.question}\n" + "\n".join(p.steps) for p in word_problems.generate(count)]
+
+
+def tokenizers():
+    """(byte-level BPE, a unigram model as of T5), trained on the spot."""
+    from tests.test_alignment import trained_pair
+
+    return trained_pair(texts(), 600, 600)
+
+
+def pair_of(length: int):
+    """(teacher's tokens, student's) of a text with so many of the teacher's."""
+    from lib.alignment import tokens
+
+    teacher, student = tokenizers()
+    whole = " ".join(texts())
+    ends = [end for _, end in tokens(teacher, whole).spans]
+    text = whole[: ends[length - 1]]
+    return tokens(teacher, text), tokens(student, text)
+
+
+def published(left, right) -> list[tuple[int, int]]:
+    """The published way, in its own shape."""
+    import numpy
+    from rapidfuzz.distance import Levenshtein
+
+    from lib.alignment import stripped
+
+    n, m = len(left), len(right)
+    total = numpy.zeros((n + 1, m + 1))
+    total[0, 1:] = total[1:, 0] = numpy.inf
+    for i in range(n):
+        for j in range(m):
+            total[i + 1, j + 1] = Levenshtein.distance(stripped(left.written[i]), stripped(right.written[j]))
+    for i in range(n):
+        for j in range(m):
+            total[i + 1, j + 1] += min(total[i, j], total[i, j + 1], total[i + 1, j])
+    i, j, way = n - 1, m - 1, [(n - 1, m - 1)]
+    while i or j:
+        step = numpy.argmin((total[i, j], total[i, j + 1], total[i + 1, j]))
+        i, j = i - (step != 2), j - (step != 1)
+        way.append((int(i), int(j)))
+    return way[::-1]
+
+
+def warped(length: int, bar: int) -> dict:
+    """Time warping of one pair of so many tokens."""
+    from lib.alignment import align
+
+    left, right = pair_of(length)
+    assert list(align(left, right, "dtw").links) == published(left, right)
+
+    def fast() -> None:
+        for _ in range(50):
+            align(left, right, "dtw")
+
+    value = 50 * ratio(fast, lambda: published(left, right))
+    what = f"{len(left)} tokens against {len(right)}, the same path"
+    return entry(f"dtw_{length}_vs_published", value, bar, "NumPy cells and a C edit distance", what)
+
+
+def dtw_120_vs_published(folder: Path) -> dict:
+    """Time warping at 120 tokens."""
+    return warped(120, 300)
+
+
+def dtw_280_vs_published(folder: Path) -> dict:
+    """Time warping at 280 tokens."""
+    return warped(280, 400)
+
+
+def offsets_vs_published(folder: Path) -> dict:
+    """Exact offsets against the published warping, at 120 tokens."""
+    from lib.alignment import align
+
+    left, right = pair_of(120)
+
+    def fast() -> None:
+        for _ in range(200):
+            align(left, right, "offsets")
+
+    value = 200 * ratio(fast, lambda: published(left, right))
+    what = f"{len(left)} tokens against {len(right)}, spans known"
+    return entry("offsets_vs_published", value, 1000, "NumPy cells and a C edit distance", what)
+
+
+ALL = (dtw_120_vs_published, dtw_280_vs_published, offsets_vs_published)
