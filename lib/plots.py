@@ -350,7 +350,7 @@ def draft_fates(drafts: dict[str, list[dict]]) -> object:
         for fate, shade in zip(fates, shades, strict=True):
             n = named.count(fate)
             ax.barh(i, n, left=left, color=shade, label=fate if i == 0 else None)
-            if n > 0.04 * max(map(len, drafts.values())):
+            if n > 0.06 * max(map(len, drafts.values())):
                 dark = fate in ("not parsed", "leaked")
                 ax.text(left + n / 2, i, n, ha="center", va="center", fontsize=8, color="white" if dark else "black")
             left += n
@@ -364,11 +364,11 @@ def draft_fates(drafts: dict[str, list[dict]]) -> object:
 def gold_by_generated(rows: list[dict]) -> object:
     """Accuracy against gold problems, a line for each kind of generated problems: the seeds' mean, and each seed.
 
-    rows  result rows with setting "gold" (how many) and "generated" ("no", "unverified", "round 1", ...)
+    rows  {"setting": {"gold": how many, "generated": "no", "round 1", "unverified", ...}, "accuracy"}, a seed each
     """
     figure, (ax,) = axes(width=6.5, height=3.6)
     kinds = list(dict.fromkeys(row["setting"]["generated"] for row in rows))
-    kinds = sorted(kinds, key=lambda name: (name == "unverified", name))
+    kinds = sorted(kinds, key=lambda name: (name.startswith("unverified"), name))
     for i, kind in enumerate(kinds):
         shift = 1.03 ** (i - (len(kinds) - 1) / 2)  # so that no dot covers another
         points: dict[int, list[float]] = {}
@@ -376,7 +376,7 @@ def gold_by_generated(rows: list[dict]) -> object:
             if row["setting"]["generated"] == kind:
                 points.setdefault(row["setting"]["gold"], []).append(row["accuracy"])
         line = sorted((n * shift, sum(values) / len(values)) for n, values in points.items())
-        shade, style = ("#888888", "s--") if kind == "unverified" else (COLOURS[i], "o-")
+        shade, style = ("#888888", "s--") if kind.startswith("unverified") else (COLOURS[i], "o-")
         ax.plot(*zip(*line, strict=True), style, color=shade, label=f"generated: {kind}")
         for n, values in points.items():
             ax.plot([n * shift] * len(values), values, "_", color=shade, ms=9)
