@@ -419,6 +419,23 @@ def test_a_draft_that_was_solved_anew_says_so():
     )
 
 
+@pytest.mark.parametrize(
+    "tgt, kept",
+    [
+        ("<<2*3=7>>7\n#### 7", True),
+        ("<<2*3=7>>7\n#### 6", True),
+        ("<<2*3=6>>6\n#### 7", False),  # which of the two is meant nobody knows
+    ],
+)
+def test_a_wrong_step_or_another_answer_is_never_kept_as_it_stands(tgt, kept):
+    draft = f"He has 2 bags of 3.\n{tgt}"
+    p = parse(draft, KNOWN[0])
+    assert min(check(p)["steps_hold"], check(p)["answer_agrees"]) == 0
+    records, ledger, _ = sift(Config(), [draft], KNOWN, HELD)
+    assert [(r["tgt"], r["answer"], r["corrected"]) for r in records] == [("<<2*3=6>>6\n#### 6", "6", True)] * kept
+    assert ledger["below the threshold"] == (not kept)
+
+
 def test_the_threshold_decides_what_is_good_enough():
     for text in DRAFTS["below"]:
         score = judge(text, KNOWN[0]).score
