@@ -244,7 +244,8 @@ def why(fate: dict) -> str:
     if fate["fate"] == "not parsed":
         return "is no question with steps and one answer"
     if fate["fate"] in ("duplicate", "leaked"):
-        return {"duplicate": "is known already", "leaked": "is held back for validation or test"}[fate["fate"]]
+        held = "question or chain are those of a problem held back for validation or test"
+        return {"duplicate": "the question is known already", "leaked": held}[fate["fate"]]
     if fate.get("solved") == 0:
         return "is no question of its task"
     low = [f"{name} {fate[name]:.2f}" for name in CHECKS if fate.get(name, 1.0) < 1]
