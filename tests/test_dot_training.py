@@ -514,8 +514,8 @@ def test_sizes_that_fit_nothing_are_refused_by_name(change, says):
     good = {"tasks": ["a", "b"], "steps": [10], "seeds": [0, 1], "bound_steps": 0, "n_valid": 2, "n_test": 1}
     check_sizes(**good, cot_steps=[0])
     check_multi_pass(["b"], ["a", "b"], ["a"])
-    for learned, says in ((["c"], "none of the tasks a, b"), (["a"], "one thought")):
-        with pytest.raises(InputError, match=says):
+    for learned, refused in ((["c"], "none of the tasks a, b"), (["a"], "one thought")):
+        with pytest.raises(InputError, match=refused):
             check_multi_pass(learned, ["a", "b"], ["a"])
     check_sizes(**{**good, "steps": [10, 20]})
     with pytest.raises(InputError, match=says):

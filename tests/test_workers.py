@@ -72,6 +72,7 @@ def test_a_call_that_cannot_be_read_there_is_an_error_that_says_so(tmp_path, mon
 def test_an_interrupt_leaves_no_process_behind(tmp_path):
     """As Jupyter interrupts: every process of the group is told at once."""
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background has none\n"
         "from pathlib import Path; from lib import workers; from tests.working import stay\n"
         f"workers.each({{i: (stay, Path({str(tmp_path)!r}), 60) for i in range(2)}}, at_once=2)"
     )
