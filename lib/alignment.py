@@ -173,9 +173,9 @@ def costs(teacher: Tokens, student: Tokens, normalised: bool) -> tuple:
 
     sides = []
     for side in (teacher, student):
-        known: dict[str, int] = {}
-        places = [known.setdefault(token, len(known)) for token in map(stripped, side.written)]
-        sides.append((list(known), numpy.array(places, numpy.int64)))
+        plain = list(map(stripped, side.written))
+        place = {token: i for i, token in enumerate(dict.fromkeys(plain))}
+        sides.append((list(place), numpy.fromiter(map(place.__getitem__, plain), numpy.int64, len(plain))))
     (left, rows), (right, columns) = sides
     return (
         cdist(left, right, scorer=normalized_distance if normalised else distance, dtype=numpy.float64),
@@ -191,7 +191,7 @@ def warp(table: numpy.ndarray, rows: numpy.ndarray, columns: numpy.ndarray) -> l
     """
     if not len(rows) or not len(columns):
         return []
-    return list(map(tuple, compiled()(table, rows, columns).tolist()))
+    return list(zip(*compiled()(table, rows, columns).T.tolist(), strict=True))
 
 
 @cache
