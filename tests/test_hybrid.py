@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +21,7 @@ from lib.problems import canonical, make_problem
 from lib.prompts import solution
 from lib.self_training import check_apart
 from lib.tasks import modular_chain, solve
-from tests.test_self_training import ROOT, Recorder, times, work
+from tests.test_self_training import ROOT, Recorder, killed_when, times, work
 
 PARTS = problems.split(modular_chain.generate(240, n_operations=2, seed=3))
 GOLD, VALID, HELD = PARTS["train"][:60], PARTS["valid"], [*PARTS["valid"], *PARTS["test"]]
@@ -358,15 +356,9 @@ def test_a_loop_killed_once_in_each_phase_ends_as_an_undisturbed_one(went, tmp_p
     """Killed as the writer, the writing, the reasoner, its exam and its judgement begin, and in the next writer."""
     done = {}
     for begun in (3, 4, 5, 6, 7, 8):
-        process = start(tmp_path)
-        while process.poll() is None and len(work(tmp_path)) < begun:
-            time.sleep(0.002)
-        assert process.poll() is None, process.communicate()[1]
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        finished = killed_when(start(tmp_path), tmp_path, begun)
         assert all(times(path) == before for path, before in done.items()), "no finished step was done again"
-        done = {path: times(path) for path in work(tmp_path) if path.suffix != ".partial"}
+        done = {path: times(path) for path in finished}
     process = start(tmp_path)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors

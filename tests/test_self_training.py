@@ -372,17 +372,21 @@ def times(folder):
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in [folder, *sorted(folder.rglob("*"))]}
 
 
-@pytest.mark.parametrize("begun", [6, 7])
-def test_a_killed_loop_does_no_finished_step_again_and_ends_as_an_undisturbed_one(begun, base, preferred, tmp_path):
-    """Killed when the 6th step began, the first of round 2, and in its DPO."""
-    process = start(base, tmp_path)
-    while process.poll() is None and len(work(tmp_path)) < begun:
+def killed_when(process, folder, begun):
+    """Kill a process once so many steps have begun in the memo of `folder`; the finished ones."""
+    while process.poll() is None and len(work(folder)) < begun:
         time.sleep(0.002)
     assert process.poll() is None, process.communicate()[1]
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    done = [path for path in work(tmp_path) if path.suffix != ".partial"]
+    return [path for path in work(folder) if path.suffix != ".partial"]
+
+
+@pytest.mark.parametrize("begun", [6, 7])
+def test_a_killed_loop_does_no_finished_step_again_and_ends_as_an_undisturbed_one(begun, base, preferred, tmp_path):
+    """Killed when the 6th step began, the first of round 2, and in its DPO."""
+    done = killed_when(start(base, tmp_path), tmp_path, begun)
     assert begun - 1 <= len(done) < 9, "it was killed on its way"
     before = {path: times(path) for path in done}
     process = start(base, tmp_path)
