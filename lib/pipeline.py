@@ -29,6 +29,7 @@ STAGES: dict[str, list[str]] = {
     "05_dpo_self_training": ["01_data_inspection"],
     "06_dot_training": ["01_data_inspection", "(04_rft_generation)"],
     "07_coconut_stages": ["01_data_inspection", "(03_sft)"],
+    "08_dtw_tokenizer_alignment": ["01_data_inspection", "(03_sft)"],
     "09_evaluation": [
         "01_data_inspection",
         "(02_prompting)",
@@ -37,6 +38,7 @@ STAGES: dict[str, list[str]] = {
         "(05_dpo_self_training)",
         "(06_dot_training)",
         "(07_coconut_stages)",
+        "(08_dtw_tokenizer_alignment)",
     ],
 }
 ASIDE_TAGS = {"exercise", "check", "break-it"}  # cells for the reader; they make no artifact

@@ -13,7 +13,8 @@ METHODS = (
     "cot answer_only rft verifier self_consistency cot_calculator zero_shot_answer in_context_answer zero_shot_cot "
     "in_context_cot self_training dpo_self_training "
     "coconut coconut_no_thought coconut_pause_as_thought coconut_jacobi coconut_no_curriculum coconut_pause_token "
-    "dot dot_multi_pass"
+    "dot dot_multi_pass "
+    "distilled_samples distilled_offsets distilled_dtw distilled_dtw_normalised"
 ).split()
 
 

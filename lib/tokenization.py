@@ -3,7 +3,7 @@
 `build_tokenizer`: byte-level BPE over pieces cut by one regular expression, so every text survives encode -> decode,
 whatever it holds. `build_word_tokenizer`: as few tokens as a task needs, each a word, a digit or a sign with the blank
 before it. In both every digit is a token of its own, and a letter with a number (v3, r2) is one piece, since it names
-one thing.
+one thing. `build_sentence_tokenizer`: pieces as T5 and Llama 2 cut them, numbers of several digits among them.
 """
 
 from collections.abc import Iterable
@@ -60,6 +60,30 @@ def build_word_tokenizer(texts: Iterable[str], digits: bool = True):
         texts, trainers.WordLevelTrainer(vocab_size=32768, special_tokens=special, show_progress=False)
     )
     names = dict(zip(("pad_token", "eos_token", "sep_token", "unk_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, clean_up_tokenization_spaces=False)
+
+
+def build_sentence_tokenizer(texts: Iterable[str], vocab_size: int = 600):
+    """A `PreTrainedTokenizerFast` that cuts as SentencePiece does for T5 and Llama 2: ▁ for the blank before a word.
+
+    At most `vocab_size` pieces; <pad> is 0, <eos> 1, <unk> 2 (which letters that never occurred become). As T5's it
+    folds letters (NFKC) and takes every run of white space for one blank, so a text of several lines comes back on
+    one; numbers are pieces of their own, of several digits where those are frequent.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Split(Regex("▁?[0-9]+|▁?[^▁0-9]+"), behavior="isolated")]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    special = [PAD, EOS, UNKNOWN]
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    )
+    names = dict(zip(("pad_token", "eos_token", "unk_token"), special, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, clean_up_tokenization_spaces=False)
 
 

@@ -154,7 +154,7 @@ def test_any_text_is_aligned_exactly(pair, text):
     place = {("t", i): g for g, group in enumerate(groups) for i in range(*group.teacher)}
     place |= {("s", j): g for g, group in enumerate(groups) for j in range(*group.student)}
     assert all(place["t", i] == place["s", j] for i, j in found.links)
-    said, told = ({token: set(range(*span)) for token, *span in side.solid} for side in (left, right))
+    said, told = ({i: set(range(a, b)) for i, a, b in zip(*side.solid, strict=True)} for side in (left, right))
     covered = {c for i, j in found.links for c in said[i] & told[j]}
     assert covered == set().union(*said.values()) & set().union(*told.values()), "what both sides cover is aligned"
 
@@ -253,6 +253,18 @@ def test_soft_targets_need_one_partner():
         )
         == 0
     )
+
+
+def test_methods_are_compared_over_texts(both):
+    texts = both[:20]
+    for row in alignment.compare(texts, alignment.METHODS):
+        found = [(align(a, b, row["method"]), a, b) for a, b in texts]
+        rates = [error_rate(*each) for each in found]
+        soft = sum(soft_share(*each) * len(each[2]) for each in found)
+        assert row["error_rate"] == pytest.approx(sum(rates) / 20) and row["texts"] == 20
+        assert row["texts_with_errors"] == pytest.approx(sum(rate > 0 for rate in rates) / 20)
+        assert row["soft_share"] == pytest.approx(soft / sum(len(b) for _, b in texts))
+    assert alignment.compare([])[0]["error_rate"] == 0
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="set REAL_DATA to the folder of real files")

@@ -16,11 +16,21 @@ import pytest
 from lib import answers, calculator, evaluation, preferences, problems, rft, selection, synthetic
 from lib.errors import InputError
 from lib.lessons import check as lessons
-from lib.lessons import lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_06, lesson_07, lesson_09
+from lib.lessons import (
+    lesson_01,
+    lesson_02,
+    lesson_03,
+    lesson_04,
+    lesson_05,
+    lesson_06,
+    lesson_07,
+    lesson_08,
+    lesson_09,
+)
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LESSONS = (lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_06, lesson_07, lesson_09)
+LESSONS = (lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_06, lesson_07, lesson_08, lesson_09)
 EXERCISES = {number: exercise for lesson in LESSONS for number, exercise in lesson.EXERCISES.items()}
 
 
@@ -887,7 +897,7 @@ def test_a_frontier_that_drops_equal_methods_is_caught():
 # --- the machinery ---
 
 
-@pytest.mark.parametrize("name", ["1.9", "2.9", "8.1", "99.1", "x.1", "", ".", "3", "-1.1"])
+@pytest.mark.parametrize("name", ["1.9", "2.9", "10.1", "99.1", "x.1", "", ".", "3", "-1.1"])
 def test_an_unknown_exercise_is_one_sentence(name):
     for call in (lambda: lessons.check(name, len), lambda: lessons.hint(name)):
         with pytest.raises(InputError) as caught:
@@ -1546,3 +1556,145 @@ def test_the_labels_of_the_workbench_are_those_of_the_exercise():
         return sequences.row(encoded, 0, thoughts, (None, None, 99))["labels"]
 
     assert lessons.check("7.3", labels).passed
+
+
+# --- 8.1: the warping's table ---
+
+
+def warping(costs, steps=((1, 1), (1, 0), (0, 1)), choose=min, own=1):
+    """Totals by the recursion, or nearly."""
+    table = {}
+    for i in range(len(costs)):
+        for j in range(len(costs[0])):
+            before = [table[i - a, j - b] for a, b in steps if (i - a, j - b) in table]
+            table[i, j] = own * costs[i][j] + choose(before, default=0)
+    return [[table[i, j] for j in range(len(costs[0]))] for i in range(len(costs))]
+
+
+WRONG_WARPING = {
+    "transposed": (lambda c: [list(row) for row in zip(*warping(c), strict=True)], lesson_08.totals_of_every_pair),
+    "with the border": (
+        lambda c: [[0] * (len(c[0]) + 1), *([0, *row] for row in warping(c))],
+        lesson_08.totals_of_every_pair,
+    ),
+    "one number": (lambda c: [[warping(c)[-1][-1]]], lesson_08.totals_of_every_pair),
+    "the first pair is free": (
+        lambda c: [[x - c[0][0] for x in row] for row in warping(c)],
+        lesson_08.totals_begin_with_the_first_cost,
+    ),
+    "no waiting": (lambda c: warping(c, steps=((1, 1),)), lesson_08.totals_along_the_edges),
+    "no waiting for the student": (lambda c: warping(c, steps=((1, 1), (0, 1))), lesson_08.totals_along_the_edges),
+    "the dearest": (lambda c: warping(c, choose=max), lesson_08.totals_are_the_cheapest),
+    "never both": (lambda c: warping(c, steps=((1, 0), (0, 1))), lesson_08.totals_are_the_cheapest),
+    "every cost twice": (lambda c: warping(c, own=2), lesson_08.totals_begin_with_the_first_cost),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_WARPING)
+def test_wrong_warpings_are_caught(mistake):
+    caught_by("8.1", *WRONG_WARPING[mistake])
+
+
+# --- 8.2: the walk along offsets ---
+
+
+def walk(left, right, touch=0, forget=True):
+    """The pairs that overlap, or nearly."""
+    found, first = [], 0
+    for i, (start, end) in enumerate(left):
+        while first < len(right) and right[first][1] <= start - touch:
+            first += 1
+        j = first if forget else 0
+        while j < len(right) and right[j][0] < end + touch:
+            if right[j][1] > start - touch:
+                found.append((i, j))
+            j += 1
+    return found
+
+
+def merging(left, right):
+    """A walk that moves both fingers on when one of them is used up, and so misses the rest of the longer token."""
+    return [(i, i) for i in range(min(len(left), len(right)))]
+
+
+WRONG_WALKS = {
+    "the other way round": (lambda a, b: [(j, i) for i, j in walk(a, b)], lesson_08.links_miss_nothing),
+    "one for each": (merging, lesson_08.links_miss_nothing),
+    "the first partner alone": (
+        lambda a, b: list({i: (i, j) for i, j in reversed(walk(a, b))}.values()),
+        lesson_08.links_miss_nothing,
+    ),
+    "neighbours too": (lambda a, b: walk(a, b, touch=1), lesson_08.links_of_equal_texts),
+    "all that follow": (
+        lambda a, b: walk(a, b) + [(i, i + 1) for i in range(len(a) - 1) if len(a) != len(b)],
+        lesson_08.links_do_not_touch,
+    ),
+    "from the start each time": (lambda a, b: walk(a, b, forget=False), lesson_08.links_walk),
+    "equal spans alone": (
+        lambda a, b: [(i, j) for i, x in enumerate(a) for j, y in enumerate(b) if tuple(x) == tuple(y)],
+        lesson_08.links_miss_nothing,
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_WALKS)
+def test_wrong_walks_are_caught(mistake):
+    caught_by("8.2", *WRONG_WALKS[mistake])
+
+
+def test_the_walk_of_the_workbench_is_that_of_the_exercise():
+    from lib.alignment import overlaps
+
+    def links(left, right):
+        sides = [(range(len(side)), [a for a, _ in side], [b for _, b in side]) for side in (left, right)]
+        return overlaps(*sides)
+
+    assert lessons.check("8.2", links).passed
+
+
+# --- 8.3: a divergence with a tail ---
+
+
+def terms(teacher, student):
+    """p log(p / q) of the teacher's tokens."""
+    return sum(p * math.log(p / student[token]) for token, p in teacher.items())
+
+
+WRONG_DIVERGENCES = {
+    "no tail": (terms, lesson_08.divergence_is_never_negative),
+    "renormalised": (
+        lambda t, q: terms({k: p / sum(t.values()) for k, p in t.items()}, q),
+        lesson_08.divergence_of_equals_is_0,
+    ),
+    "the other way round": (
+        lambda t, q: sum(q[k] * math.log(q[k] / p) for k, p in t.items()),
+        lesson_08.divergence_of_a_point_mass,
+    ),
+    "cross-entropy": (
+        lambda t, q: -sum(p * math.log(q[k]) for k, p in t.items()),
+        lesson_08.divergence_of_equals_is_0,
+    ),
+    "not below 0": (lambda t, q: max(0.0, terms(t, q)), lesson_08.divergence_is_that_of_the_tail_too),
+    "base 2": (lambda t, q: lesson_08.exact(t, q) / math.log(2), lesson_08.divergence_of_a_point_mass),
+    "absolute": (lambda t, q: abs(terms(t, q)), lesson_08.divergence_is_that_of_the_tail_too),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_DIVERGENCES)
+def test_wrong_divergences_are_caught(mistake):
+    caught_by("8.3", *WRONG_DIVERGENCES[mistake])
+
+
+def test_the_sparse_loss_of_the_workbench_is_that_of_the_exercise():
+    import torch
+
+    from lib.distillation.training import sparse_kl
+
+    def divergence(teacher, student):
+        names = [*student, "any other"]
+        q = torch.tensor([*student.values(), 1 - sum(student.values())], dtype=torch.double)
+        ids = torch.tensor([[names.index(token) for token in teacher]])
+        mass = torch.tensor([list(teacher.values())], dtype=torch.double)
+        return sparse_kl(q.log()[None], ids, mass, 1 - mass.sum(1)).item()
+
+    assert lessons.check("8.3", divergence).passed

@@ -66,7 +66,7 @@ def warped(length: int, bar: int) -> dict:
             align(left, right, "dtw")
 
     value = 50 * ratio(fast, lambda: published(left, right))
-    what = f"{len(left)} tokens against {len(right)}, the same path"
+    what = f"{len(left)} tokens against {len(right)}, the same path, writings known"
     return entry(f"dtw_{length}_vs_published", value, bar, "NumPy cells and a C edit distance", what)
 
 
@@ -95,4 +95,41 @@ def offsets_vs_published(folder: Path) -> dict:
     return entry("offsets_vs_published", value, 1000, "NumPy cells and a C edit distance", what)
 
 
-ALL = (dtw_120_vs_published, dtw_280_vs_published, offsets_vs_published)
+def sparse_kl_vs_dense(folder: Path) -> dict:
+    """The loss of 240 positions over T5's vocabulary, with its gradient, from 8 tokens each and from whole tables."""
+    import torch
+
+    from lib.distillation.training import sparse_kl
+
+    torch.manual_seed(0)
+    vocabulary, k = 32_128, 8
+    logits = torch.randn(240, vocabulary, requires_grad=True)
+    ids = torch.stack([torch.randperm(vocabulary)[:k] for _ in range(240)])
+    mass = torch.rand(240, k).softmax(-1)
+    tail = torch.zeros(240)
+    found = []
+
+    def sparse() -> None:
+        logits.grad = None
+        loss = sparse_kl(logits, ids, mass, tail).mean()
+        loss.backward()
+        found[:1] = [loss.item()]
+
+    def dense() -> None:
+        """As published: a table of targets is made for every batch."""
+        logits.grad = None
+        table = torch.zeros(240, vocabulary)
+        table.scatter_(1, ids, mass)
+        q = logits.softmax(-1)
+        loss = (table * (table / (q + 1e-10) + 1e-10).log()).sum(-1).mean()
+        loss.backward()
+        found[1:] = [loss.item()]
+
+    value = ratio(sparse, dense)
+    assert abs(found[0] - found[1]) < 1e-4, found
+    size = 240 * vocabulary * 4 / (240 * (k * 8 + 4))
+    what = f"240 positions, {vocabulary:,} tokens, forward and back; targets {size:,.0f} times smaller"
+    return entry("sparse_kl_vs_dense", value, 5, "a table of targets, made and compared", what)
+
+
+ALL = (dtw_120_vs_published, dtw_280_vs_published, offsets_vs_published, sparse_kl_vs_dense)

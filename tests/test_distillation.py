@@ -1,0 +1,452 @@
+"""Distillation: targets against every way to write a group, the sparse loss against whole tables, and training."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lib import alignment, generation, models, prompts, sft
+from lib.distillation import targets, teacher, training
+from lib.distillation.targets import Vocabularies
+from lib.distillation.teacher import Scored
+from lib.errors import InputError
+from lib.prompts import Example
+from lib.tasks import word_problems
+from lib.tokenization import build_sentence_tokenizer, build_tokenizer, build_word_tokenizer
+from tests.oracles import distillation as oracle
+
+PROBLEMS = word_problems.generate(60)
+TEXTS = [prompts.solution(p) for p in PROBLEMS] + [p.question for p in PROBLEMS]
+STEPS = dict(steps=4, batch_size=8, log_steps=1, valid_problems=4, device="cpu", warmup_steps=1)
+
+
+@pytest.fixture(scope="module")
+def both():
+    """A byte-level teacher and a student that cuts as T5 does."""
+    return Vocabularies(build_tokenizer(TEXTS, 400), build_sentence_tokenizer(TEXTS, 200))
+
+
+def scored_at_random(tokenizer, text, seed=0, k=None, sharpness=3.0):
+    """(Scored, whole log-probabilities) of a teacher that believes anything."""
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    generator = torch.Generator().manual_seed(seed)
+    logps = (sharpness * torch.randn(len(ids), len(tokenizer), generator=generator)).double().log_softmax(-1)
+    best = logps.topk(k or len(tokenizer))
+    own = logps[range(len(ids)), ids].numpy()
+    return Scored(numpy.array(ids), own, best.indices.numpy(), best.values.numpy()), logps
+
+
+# ----- the loss
+def random_targets(seed, positions=6, vocabulary=11, k=3):
+    """(logits, ids, mass, tail) in double precision; the last position is a point mass."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(positions, vocabulary, generator=generator, dtype=torch.double)
+    ids = torch.stack([torch.randperm(vocabulary, generator=generator)[:k] for _ in range(positions)])
+    whole = torch.rand(positions, k + 1, generator=generator, dtype=torch.double)
+    whole = whole / whole.sum(1, keepdim=True)
+    mass, tail = whole[:, :k].clone(), whole[:, k].clone()
+    mass[-1], tail[-1] = torch.tensor([1.0, 0.0, 0.0]), 0.0
+    ids[-1, 1:] = 0  # as a row that is filled up
+    return logits, ids, mass, tail
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_sparse_loss_and_its_gradient_are_those_of_whole_tables(seed):
+    logits, ids, mass, tail = random_targets(seed)
+    fast, slow = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    found, wanted = training.sparse_kl(fast, ids, mass, tail), oracle.divergence(slow, ids, mass, tail)
+    assert torch.allclose(found, wanted, atol=1e-12)
+    weights = torch.arange(1.0, 7.0)
+    (found * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    assert torch.allclose(fast.grad, slow.grad, atol=1e-12)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_loss_is_never_negative_and_0_where_both_agree(seed):
+    logits, ids, mass, tail = random_targets(seed)
+    assert (training.sparse_kl(logits, ids, mass, tail) >= -1e-12).all()
+    q = logits.softmax(-1).gather(1, ids)[:-1]
+    same = training.sparse_kl(logits[:-1], ids[:-1], q, 1 - q.sum(1))
+    assert torch.allclose(same, torch.zeros(len(same), dtype=torch.double), atol=1e-9)
+
+
+def test_without_the_tail_the_loss_could_be_negative():
+    """As published: of a student that gives a token 0.9 where the teacher gave it 0.6."""
+    assert 0.6 * math.log(0.6 / 0.9) < 0
+    logits = torch.tensor([[0.9, 0.05, 0.05]]).log()
+    found = training.sparse_kl(logits, torch.tensor([[0]]), torch.tensor([[0.6]]), torch.tensor([0.4]))
+    assert found.item() == pytest.approx(0.6 * math.log(0.6 / 0.9) + 0.4 * math.log(0.4 / 0.1), abs=1e-6)
+
+
+def test_a_point_mass_is_a_sample():
+    logits = torch.randn(7, 13)
+    ids = torch.randint(0, 13, (7, 1))
+    found = training.sparse_kl(logits, ids, torch.ones(7, 1), torch.zeros(7))
+    assert torch.allclose(found, torch.nn.functional.cross_entropy(logits, ids[:, 0], reduction="none"), atol=1e-6)
+
+
+def test_a_student_that_is_sure_of_something_else_has_a_finite_loss():
+    logits = torch.tensor([[300.0, 0.0, 0.0]], requires_grad=True)
+    found = training.sparse_kl(logits, torch.tensor([[1]]), torch.tensor([[1.0]]), torch.tensor([0.0]))
+    assert found.item() == pytest.approx(300)
+    found.backward()
+    assert logits.grad.tolist() == [[1.0, -1.0, 0.0]]
+    sure = torch.tensor([[300.0, 0.0, 0.0]])
+    rest = training.sparse_kl(sure, torch.tensor([[0]]), torch.tensor([[0.5]]), torch.tensor([0.5]))
+    assert rest.item() == pytest.approx(-0.5 * math.log(training.LEAST_REST) + math.log(0.5), abs=1e-3)
+
+
+# ----- targets
+def as_dicts(found):
+    """A dictionary a position."""
+    return [
+        {int(i): float(p) for i, p in zip(ids, mass, strict=True) if p > 0}
+        for ids, mass in zip(found.ids, found.mass, strict=True)
+    ]
+
+
+def check_sound(found, student, text):
+    """What holds of any targets."""
+    ids = [*student(text, add_special_tokens=False)["input_ids"], student.eos_token_id]
+    assert len(found.ids) == len(found.mass) == len(found.tail) == len(found.kinds) == len(ids)
+    assert numpy.allclose(found.mass.sum(1) + found.tail, 1, atol=1e-5) and (found.mass >= 0).all()
+    assert (found.tail >= 0).all() and (found.ids >= 0).all() and (found.ids < len(student)).all()
+    for row, token in zip(as_dicts(found), ids, strict=True):
+        assert token in row, "what stands there is always taught"
+    for row, mass in zip(found.ids, found.mass, strict=True):
+        named = [i for i, p in zip(row.tolist(), mass.tolist(), strict=True) if p > 0]
+        assert len(named) == len(set(named)), "one entry a token"
+
+
+pieces = st.lists(
+    st.sampled_from(
+        ["<<3+4=7>>", "\n", " ", "  ", "buns", "🎉", "½", "é", "’", "12", ".", "#### 7", "The answer is 3"]
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(pieces.map("".join), st.sampled_from(targets.WAYS), st.integers(0, 99))
+@example("", "offsets", 0)
+@example("\n\n", "offsets", 0)
+@example("🎉🎉", "dtw", 0)
+def test_any_text_gets_sound_targets(both, text, way, seed):
+    scored, _ = scored_at_random(both.teacher, text, seed, k=5)
+    check_sound(targets.build(way, both, text, scored, text), both.student, text)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_chunk_rule_is_the_share_of_every_way_to_write_a_group(both, seed, monkeypatch):
+    monkeypatch.setattr(targets, "LEAST", 0.0)
+    for text in [prompts.solution(p) for p in PROBLEMS[4 * seed : 4 * seed + 4]] + [TEXTS[70 + seed]]:
+        scored, logps = scored_at_random(both.teacher, text, seed)
+        found = as_dicts(targets.build("offsets", both, text, scored, text))
+        left, right = (alignment.tokens(t, text) for t in (both.teacher, both.student))
+        own = [*right.ids, both.student.eos_token_id]
+        (placed,) = targets.place(left, right, text, text)
+        border = compared = 0
+        for (i, top), (j, other) in targets.merged(placed):
+            ways = oracle.ways(both.teacher, both.student, text, scored.ids.tolist(), logps, (i, top), border)
+            wanted = oracle.conditional(ways, tuple(own[j:other]))
+            for row, exact in zip(found[j:other], wanted, strict=True):
+                compared += 1
+                for token, p in exact.items():
+                    assert row.get(token, 0.0) == pytest.approx(p, abs=1e-6), (text, own[j:other])
+                assert all(token in exact for token in row)
+            border = right.spans[other - 1][1] if other <= len(right) else border
+        assert compared == len(own)
+
+
+@pytest.mark.parametrize("way", ["offsets", "dtw", "dtw_normalised"])
+def test_with_one_tokenizer_the_teachers_distribution_is_the_target(both, way):
+    """Tokens are letters here, so that none joins the one before. By warping, the end of the sequence is a sample."""
+    same = Vocabularies(build_tokenizer(["a"], 258), build_tokenizer(["a"], 258))
+    text = TEXTS[0]
+    scored, logps = scored_at_random(same.teacher, text, 1, k=40)
+    found = targets.build(way, same, text, scored, text)
+    letters = [i for i, written in enumerate(same.written) if written]
+    for at in range(len(scored.ids) - (way != "offsets")):
+        assert found.kinds[at] == "soft"
+        row, known = as_dicts(found)[at], set(letters) | ({1} if way == "offsets" else set())
+        likely = {int(i) for i in scored.top[at] if logps[at, i].exp() > targets.LEAST} | {int(scored.ids[at])}
+        assert set(row) == likely & known and len(row) > 5
+        assert row == pytest.approx({token: logps[at, token].exp().item() for token in row}, abs=1e-5)
+    assert found.kinds[-1] == ("soft" if way == "offsets" else "point")
+
+
+def test_digits_of_the_teacher_are_one_number_of_the_student():
+    """1 then 4 is 14 with probability P(1) P(4), 15 with P(1) P(5); what else 1 might have become is the tail."""
+    texts = ["sum 14", "sum 15", "sum 1", "4 5"] * 50
+    both = Vocabularies(build_word_tokenizer(texts), build_sentence_tokenizer(texts, 60))
+    ids = both.teacher("sum 14")["input_ids"]
+    names = both.teacher.convert_ids_to_tokens(ids)
+    assert names == ["sum", " 1", "4"] and both.student.tokenize("sum 14") == ["▁sum", "▁14"]
+    vocab = both.teacher.get_vocab()
+    end = both.teacher.eos_token_id
+    likely = [{ids[0]: 1.0}, {ids[1]: 0.8, vocab["sum"]: 0.2}, {ids[2]: 0.6, vocab["5"]: 0.3, end: 0.1}, {end: 1.0}]
+    top = [[*d, *[i for i in range(len(vocab)) if i not in d]][:3] for d in likely]
+    logps = numpy.log([[d.get(i, 1e-9) for i in row] for d, row in zip(likely, top, strict=True)])
+    scored = Scored(numpy.array([*ids, end]), logps[:, 0], numpy.array(top), logps)
+    found = targets.build("offsets", both, "sum 14", scored, "sum 14")
+    place = both.student.get_vocab()
+    assert found.kinds == ("soft", "chunk", "soft")
+    row = as_dicts(found)[1]
+    assert row[place["▁14"]] == pytest.approx(0.48) and row[place["▁15"]] == pytest.approx(0.24)
+    assert row[place["▁1"]] == pytest.approx(0.08) and found.tail[1] == pytest.approx(0.2)
+    assert as_dicts(found)[2] == {both.student.eos_token_id: 1.0}
+
+
+def test_a_solution_in_another_format_is_taught_where_it_is_the_same(both):
+    problem = PROBLEMS[3]
+    text = prompts.solution(problem)
+    other = prompts.in_format(problem, "zero_shot_cot").completion
+    scored, _ = scored_at_random(both.teacher, text, 2, k=6)
+    whole, part = (targets.build("offsets", both, text, scored, each) for each in (text, other))
+    steps = len(both.student(other.split("\nThe answer")[0], add_special_tokens=False)["input_ids"])
+    assert set(part.kinds[:steps]) <= {"soft", "chunk"} and set(part.kinds[steps:]) == {"point"}
+    for row, wanted in zip(as_dicts(part)[:steps], as_dicts(whole), strict=False):
+        assert row == pytest.approx(wanted, abs=1e-6)
+    answer = prompts.in_format(problem, "zero_shot_answer").completion
+    assert set(targets.build("offsets", both, text, scored, answer).kinds) == {"point"}
+
+
+def test_another_tokenizer_than_the_scored_one_is_refused(both):
+    scored, _ = scored_at_random(both.teacher, "one 12", 0, k=3)
+    with pytest.raises(InputError, match="score it again"):
+        targets.build("offsets", both, "one 13 more", scored, "one 13 more")
+    with pytest.raises(InputError, match="samples, dtw"):
+        targets.build("myers", both, "one 12", scored, "one 12")
+
+
+# ----- the teacher
+def solved(problems):
+    """Problems with their own solutions."""
+    return [Example(p, prompts.prompt(p), prompts.solution(p), "canonical") for p in problems]
+
+
+@pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_t5"])
+def test_scores_are_the_models_probabilities_whatever_stands_in_the_batch(fixture, request, chains, tmp_path):
+    directory = request.getfixturevalue(fixture)
+    taught = solved(chains[::5])
+    found = []
+    for budget in (1, 4096):
+        out = tmp_path / str(budget)
+        out.mkdir()
+        teacher.score(teacher.Config(top_k=4, batch_tokens=budget, device="cpu"), taught, directory, out)
+        found.append(teacher.read(out))
+    model, tokenizer = models.load_model(str(directory), device="cpu")
+    for one, many, e in zip(*found, taught, strict=True):
+        wanted = generation.token_probabilities(model, tokenizer, e.prompt, e.completion, top=4)
+        assert len(wanted) == len(one.ids) == len(one.top)
+        for at, entry in enumerate(wanted):
+            assert math.exp(one.logps[at]) == pytest.approx(entry["probability"], abs=1e-5)
+            assert numpy.exp(one.top_logps[at]) == pytest.approx([p for _, p in entry["top"]], abs=1e-5)
+        assert numpy.allclose(one.top_logps, many.top_logps, atol=1e-4) and (one.ids == many.ids).all()
+        assert one.ids[-1] == tokenizer.eos_token_id
+
+
+def test_a_temperature_softens_the_distribution(tiny_llama, chains, tmp_path):
+    found = []
+    for temperature in (1.0, 2.0):
+        out = tmp_path / str(temperature)
+        out.mkdir()
+        config = teacher.Config(top_k=320, temperature=temperature, device="cpu")
+        teacher.score(config, solved(chains[:1]), tiny_llama, out)
+        (scored,) = teacher.read(out)
+        order = scored.top.argsort(1)
+        found.append(torch.tensor(numpy.take_along_axis(scored.top_logps, order, 1)))
+    assert torch.allclose((found[0] / 2).log_softmax(-1), found[1], atol=1e-4)
+
+
+def test_only_finished_right_and_new_solutions_are_taught(chains):
+    end = f"#### {chains[0].answer}"
+    right = {"finished": True, "text": f"a\n{end}"}
+    samples = [
+        right,
+        {**right, "finished": False, "text": f"b\n{end}"},
+        {**right, "text": "c\n#### 77"},
+        right,
+        {**right, "text": f"d\n{end}"},
+        {**right, "text": f"e\n{end}", "written": f"E\n{end}"},
+    ]
+    found, fates = teacher.solutions(chains[:1], {chains[0].id: samples}, 2)
+    assert [e.completion[0] for e in found] == ["a", "d"]
+    assert fates == {"taught": 2, "unfinished": 1, "wrong answer": 1, "known": 1, "enough": 1}
+    assert sum(fates.values()) == len(samples)
+    more, _ = teacher.solutions(chains[:1], {chains[0].id: samples}, 9, only_correct=False)
+    assert [e.completion[0] for e in more] == ["a", "c", "d", "E"]
+    with pytest.raises(InputError, match="no solution to teach"):
+        teacher.solutions(chains[:1], {chains[0].id: samples[1:3]}, 2)
+
+
+@pytest.mark.parametrize(
+    "written, taught",
+    [
+        ("\nso\nThe answer is 3\n\nQ: more?\nThe answer is 4", "\nso\nThe answer is 3"),
+        ("\nso\nThe answer is 3", "\nso\nThe answer is 3"),
+        ("\nso\nThe answer is", None),
+        ("\nso it goes on", None),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_follows_the_answer_is_cut_off(written, taught, finished):
+    assert teacher.ended({"text": written, "finished": finished}, "in_context_cot") == taught
+
+
+def test_the_end_of_a_cut_solution_is_certain(tiny_llama, chains, tmp_path):
+    found = []
+    for form in ("canonical", "in_context_cot"):
+        (tmp_path / form).mkdir()
+        taught = [replace(e, form=form) for e in solved(chains[:3])]
+        teacher.score(teacher.Config(top_k=4, device="cpu"), taught, tiny_llama, tmp_path / form)
+        found.append(teacher.read(tmp_path / form))
+    for own, cut in zip(*found, strict=True):
+        assert (own.top[:-1] == cut.top[:-1]).all() and (own.logps[:-1] == cut.logps[:-1]).all()
+        assert own.logps[-1] < 0 and cut.logps[-1] == 0
+        assert targets.candidates(cut, len(cut.ids) - 1) == [(1, 1.0)]
+
+
+def test_formats_come_in_stated_shares_with_the_teachers_own_steps(chains):
+    texts = [prompts.solution(p).replace(p.steps[0], p.steps[0] + " so") for p in chains]
+    taught = [Example(p, prompts.prompt(p), text, "canonical") for p, text in zip(chains, texts, strict=True)]
+    own = teacher.in_students_formats(taught, chains, [1, 1, 1, 1], 1)
+    assert len(own) == len(taught)
+    counts = [sum(e.form == form for e in own) for form in prompts.FORMATS]
+    assert counts == [8, 8, 8, 8]
+    for before, after in zip(taught, own, strict=True):
+        assert after.problem.question == before.problem.question
+        if after.form.endswith("cot"):
+            assert teacher.steps_of(before.completion) in after.completion
+
+
+# ----- training
+@pytest.fixture(scope="module")
+def lesson(tiny_llama, tmp_path_factory):
+    """What `training.train` is given: a teacher that believes anything, and a causal student of its own tokenizer."""
+    folder = tmp_path_factory.mktemp("lesson")
+    taught = solved(PROBLEMS[:20])
+    own = teacher.in_students_formats(taught, PROBLEMS, [0, 1, 0, 0], 0)
+    (folder / "scores").mkdir()
+    teacher.score(teacher.Config(top_k=5, device="cpu"), taught, tiny_llama, folder / "scores")
+    return folder, (taught, own, own[:4], folder / "scores", tiny_llama)
+
+
+def student_of(folder, model, **settings):
+    """The directory of an untrained student."""
+    out = folder / f"{model}-{len(list(folder.iterdir()))}"
+    training.make_student(training.StudentConfig(model, vocab_size=120, **settings), solved(PROBLEMS), out)
+    return out
+
+
+def losses(directory):
+    """The training losses that were logged."""
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.mark.parametrize("model", ["llama_2x128", "flan_t5_tiny"])
+def test_matching_samples_is_supervised_fine_tuning(model, lesson, tmp_path):
+    """The first loss is the mean negative log-likelihood of the very labels, by the model's own account."""
+    folder, given = lesson
+    student = student_of(folder, model)
+    config = training.Config(match="samples", **{**STEPS, "batch_size": 20, "steps": 1})
+    training.train(config, *given, student, tmp_path)
+    language_model, tokenizer = models.load_model(str(student), device="cpu")
+    rows = sft.encode_all(tokenizer, given[1], "cot", language_model.config.is_encoder_decoder)
+    batch = teacher.sft_batch(rows, tokenizer.pad_token_id, False)
+    assert losses(tmp_path)[0] == pytest.approx(language_model(**batch).loss.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("model", ["llama_2x128", "flan_t5_tiny"])
+@pytest.mark.parametrize("match", ["offsets", "dtw"])
+def test_accumulated_batches_give_the_loss_of_the_whole_batch(model, match, lesson, tmp_path):
+    folder, given = lesson
+    student = student_of(folder, model)
+    found = []
+    for accumulation in (1, 4):
+        config = training.Config(match=match, accumulation=accumulation, **{**STEPS, "steps": 2})
+        training.train(config, *given, student, tmp_path / str(accumulation))
+        found.append(losses(tmp_path / str(accumulation)))
+    assert found[0] == pytest.approx(found[1], abs=1e-4) and found[0][0] != pytest.approx(found[0][1], abs=1e-4)
+
+
+def test_targets_stand_where_their_tokens_are_predicted(lesson):
+    """A student that writes what the teacher wrote, one position later, must be seen to be wrong."""
+    folder, given = lesson
+    student = student_of(folder, "llama_2x128")
+    model, tokenizer = models.load_model(str(student), device="cpu")
+    both = Vocabularies(models.load_tokenizer(str(given[4])), tokenizer)
+    config = training.Config(match="samples", **STEPS)
+    rows = training.encode(config, both, given[0], teacher.read(given[3]), given[1], False)
+    batch = training.make_batch(rows[:3], tokenizer.pad_token_id)
+    labels = batch["labels"]
+    places = [(r, c) for r in range(len(labels)) for c in range(labels.shape[1]) if labels[r, c] != -100]
+    assert batch["ids"][:, 0].tolist() == [labels[place].item() for place in places]
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        found = training.learned(model, batch)
+    assert torch.equal(found, torch.stack([logits[r, c - 1] for r, c in places]))
+
+
+def test_a_training_that_was_interrupted_ends_with_the_same_weights(lesson, tmp_path, monkeypatch):
+    folder, given = lesson
+    student = student_of(folder, "llama_2x128")
+    config = training.Config(match="offsets", **{**STEPS, "steps": 12, "log_steps": 2})
+    training.train(config, *given, student, tmp_path / "whole")
+    step = training.Distiller.compute_loss
+
+    def stumble(self, *args, **kwargs):
+        if self.state.global_step == 7:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.Distiller, "compute_loss", stumble)
+        training.train(config, *given, student, tmp_path / "cut")
+    assert list((tmp_path / "cut").glob("checkpoint-*"))
+    training.train(config, *given, student, tmp_path / "cut")
+    for name in ("model/model.safetensors", "metrics.jsonl", "coverage.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    assert not list((tmp_path / "cut").glob("checkpoint-*"))
+
+
+def test_a_student_learns_what_its_teacher_believes(trained_run, chains, tmp_path):
+    """A teacher that knows 32 chains by heart: the student's divergence falls to next to nothing."""
+    taught = solved(chains)
+    (tmp_path / "scores").mkdir()
+    teacher.score(teacher.Config(top_k=5, device="cpu"), taught, trained_run / "model", tmp_path / "scores")
+    training.make_student(training.StudentConfig("llama_2x128", vocab_size=120), taught, tmp_path / "student")
+    config = training.Config(match="offsets", steps=150, batch_size=32, learning_rate=3e-3, log_steps=15, device="cpu")
+    own = teacher.in_students_formats(taught, chains, [0, 1, 0, 0], 0)
+    given = (taught, own, own[:4], tmp_path / "scores", trained_run / "model", tmp_path / "student")
+    training.train(config, *given, tmp_path / "out")
+    found = losses(tmp_path / "out")
+    assert found[-1] < 0.1 * found[0]
+    counted = json.loads((tmp_path / "out" / "coverage.json").read_text())
+    assert counted["soft"] + counted["chunk"] + counted["point"] == pytest.approx(1)
+    assert counted["chunk"] > 0.1 and counted["positions"] > 100
+
+
+def test_settings_that_cannot_work_are_refused(lesson, tmp_path):
+    for wrong, says in (
+        ({"match": "guess"}, "Unknown way of matching 'guess'"),
+        ({"accumulation": 3}, "no multiple of accumulation 3"),
+        ({"steps": 0}, "steps must be at least 1"),
+    ):
+        with pytest.raises(InputError, match=says):
+            training.Config(**{**STEPS, **wrong})
+    with pytest.raises(InputError, match="top_k"):
+        teacher.Config(top_k=0)
+    with pytest.raises(InputError, match="above 0"):
+        teacher.Config(temperature=0.0)
+    folder, given = lesson
+    student = student_of(folder, "llama_2x128")
+    with pytest.raises(InputError, match="None of 20 texts fits"):
+        training.train(replace(training.Config(**STEPS), max_length=3), *given, student, tmp_path)
