@@ -142,7 +142,8 @@ def align(teacher: Tokens, student: Tokens, method: str = "offsets") -> Alignmen
 
     dtw             the published way: Levenshtein distance of the written tokens, blanks taken out, summed along the
                     cheapest path; ties go diagonally, then the teacher moves, then the student
-    dtw_normalised  the distance divided by the longer token's length
+    dtw_normalised  the share of the shorter token's letters that the longer one lacks, in their order: 0 for parts of a
+                    token, so that a long one does not cost more than a short one
     offsets         tokens whose characters overlap, white space at their ends aside; error-free by definition
     offsets_strict  white space counts, too
     Raises InputError where offsets are asked for of two different texts, or the method is unknown.
@@ -185,12 +186,15 @@ def costs(teacher: Tokens, student: Tokens, normalised: bool) -> tuple:
 
     Each pair of different writings is compared once.
     """
-    from rapidfuzz.distance.Levenshtein import distance, normalized_distance
+    from rapidfuzz.distance import LCSseq, Levenshtein
     from rapidfuzz.process import cdist
 
     (left, rows), (right, columns) = teacher.plain, student.plain
-    scorer = normalized_distance if normalised else distance
-    return cdist(left, right, scorer=scorer, dtype=numpy.float64), rows, columns
+    if not normalised:
+        return cdist(left, right, scorer=Levenshtein.distance, dtype=numpy.float64), rows, columns
+    common = cdist(left, right, scorer=LCSseq.similarity, dtype=numpy.float64)
+    lengths = (numpy.array([max(1, len(writing)) for writing in side]) for side in (left, right))
+    return 1 - common / numpy.minimum.outer(*lengths), rows, columns
 
 
 def warp(table: numpy.ndarray, rows: numpy.ndarray, columns: numpy.ndarray) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ METHODS = (
     "in_context_cot self_training dpo_self_training "
     "coconut coconut_no_thought coconut_pause_as_thought coconut_jacobi coconut_no_curriculum coconut_pause_token "
     "dot dot_multi_pass "
-    "distilled_samples distilled_offsets distilled_dtw distilled_dtw_normalised"
+    "distilled_samples distilled_offsets distilled_dtw distilled_dtw_normalised distilled_gold"
 ).split()
 
 
@@ -78,20 +78,25 @@ def last_digits(splits: dict[str, list]) -> object:
 
 
 def loss_curves(curves: dict[str, list[dict]]) -> object:
-    """Training loss (line) and validation loss (dots) against steps; `curves` maps a label to rows of metrics.jsonl."""
-    figure, (loss, accuracy) = axes(1, 2, width=4.8)
+    """Training loss (line) and validation loss (dots) against steps; `curves` maps a label to rows of metrics.jsonl.
+
+    Beside it the share of tokens that were predicted first, where that was counted.
+    """
+    counted = any("mean_token_accuracy" in row for rows in curves.values() for row in rows)
+    figure, grid = axes(1, 1 + counted, width=4.8)
+    loss, accuracy = grid[0], grid[-1]
     for i, (label, rows) in enumerate(curves.items()):
         shade = COLOURS[i % len(COLOURS)]
-        for ax, train, valid in (
-            (loss, "loss", "eval_loss"),
-            (accuracy, "mean_token_accuracy", "eval_mean_token_accuracy"),
-        ):
+        kinds = [(loss, "loss", "eval_loss")]
+        kinds += [(accuracy, "mean_token_accuracy", "eval_mean_token_accuracy")] if counted else []
+        for ax, train, valid in kinds:
             points = [(r["step"], r[train]) for r in rows if train in r]
             ax.plot(*zip(*points, strict=True), color=shade, label=label) if points else None
             points = [(r["step"], r[valid]) for r in rows if valid in r]
             ax.plot(*zip(*points, strict=True), "o", color=shade, ms=4) if points else None
+    if counted:
+        accuracy.set(xlabel="optimizer step", ylabel="share of tokens predicted first", ylim=(0, 1.02))
     loss.set(xlabel="optimizer step", ylabel="loss per token, nats (dots: validation)", yscale="log")
-    accuracy.set(xlabel="optimizer step", ylabel="share of tokens predicted first", ylim=(0, 1.02))
     loss.legend(frameon=False, fontsize=8)
     return figure
 

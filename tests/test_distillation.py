@@ -320,10 +320,20 @@ def test_formats_come_in_stated_shares_with_the_teachers_own_steps(chains):
     assert len(own) == len(taught)
     counts = [sum(e.form == form for e in own) for form in prompts.FORMATS]
     assert counts == [8, 8, 8, 8]
+    assert teacher.in_students_formats(taught, chains, [0, 0, 0, 0], 1) == taught
     for before, after in zip(taught, own, strict=True):
         assert after.problem.question == before.problem.question
         if after.form.endswith("cot"):
             assert teacher.steps_of(before.completion) in after.completion
+
+
+def test_problems_are_written_in_the_form_that_is_asked_for(chains):
+    assert teacher.in_form(chains, "canonical", chains) == solved(chains)
+    for form in prompts.FORMATS:
+        found = teacher.in_form(chains[:4], form, chains, 1)
+        assert found == [prompts.written(p, chains, form, 1) for p in chains[:4]]
+    with pytest.raises(InputError, match="canonical, zero_shot_answer"):
+        teacher.in_form(chains, "verse", chains)
 
 
 # ----- training

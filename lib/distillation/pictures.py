@@ -17,7 +17,7 @@ SHADES = {  # of a right link, by the group it is in
 }
 WRONG = "#d62728"
 NAMES = {"dtw": "time warping (published)", "dtw_normalised": "normalised cost", "offsets": "offsets"}
-NAMES |= {"offsets_strict": "offsets, blanks count", "samples": "samples"}
+NAMES |= {"offsets_strict": "offsets, blanks count", "samples": "samples", "gold": "TRL's GOLD"}
 
 
 def shown(written: str) -> str:

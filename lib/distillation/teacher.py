@@ -191,6 +191,17 @@ def read(directory: str | Path) -> list[Scored]:
     return [Scored(*each) for each in zip(*parts, strict=True)]
 
 
+def in_form(
+    problems: list[Problem], form: str, pool: list[Problem], n_shots: int = 0, annotated: bool = True
+) -> list[Example]:
+    """Problems with their own solutions in `form`: "canonical", as 03 asks, or one of the four formats."""
+    if form == "canonical":
+        return [Example(p, prompts.prompt(p), prompts.solution(p), form) for p in problems]
+    if form not in prompts.FORMATS:
+        raise InputError(f"Unknown form {form!r}; use canonical, {', '.join(prompts.FORMATS)}.")
+    return [prompts.written(p, pool, form, n_shots, annotated=annotated) for p in problems]
+
+
 def steps_of(text: str) -> str:
     """A solution without its answer line: what it shares with the same solution in another format."""
     return answers.chain(text).strip()
@@ -205,6 +216,8 @@ def in_students_formats(
     annotated: bool = True,
 ) -> list[Example]:
     """Every taught solution in one of the four formats, in stated shares (`prompts.mixture`); its problem's id says
-    which solution of the problem it is, the problem's own steps are the teacher's."""
+    which solution of the problem it is, the problem's own steps are the teacher's. Shares of 0 alone: as they are."""
+    if len(ratios) == len(prompts.FORMATS) and not any(ratios):
+        return taught
     own = [rft.as_problem(e.problem, e.completion, number) for number, e in enumerate(taught)]
     return prompts.mixture(own, pool, ratios, n_shots, seed, annotated)

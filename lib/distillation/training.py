@@ -5,6 +5,7 @@ Matching samples and matching distributions are one loss: a sample is a point ma
 """
 
 import json
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -164,17 +165,26 @@ def encode(
 
 
 def coverage(rows: list[dict]) -> dict:
-    """{"positions", share of each of targets.KINDS, "tail": mean mass of the tail where there is a distribution}."""
+    """{"positions", the share of each of targets.KINDS, and of the positions that have a distribution: "tail", its mean
+    mass; "entropy", in nats, the tail taken as one token; "unsure", the share whose likeliest token has less than 0.9}.
+    """
     kinds = Counter(kind for row in rows for kind in row["targets"].kinds)
     total = sum(kinds.values())
-    tails = [
-        float(t)
-        for row in rows
-        for t, kind in zip(row["targets"].tail, row["targets"].kinds, strict=True)
+    found: list[Targets] = [row["targets"] for row in rows]
+    masses = [
+        [*mass, rest]
+        for t in found
+        for mass, rest, kind in zip(t.mass.tolist(), t.tail.tolist(), t.kinds, strict=True)
         if kind != "point"
     ]
-    shares = {kind: kinds[kind] / total for kind in targets.KINDS}
-    return {"positions": total, **shares, "tail": sum(tails) / len(tails) if tails else 0.0}
+    n = max(1, len(masses))
+    return {
+        "positions": total,
+        **{kind: kinds[kind] / total for kind in targets.KINDS},
+        "tail": sum(mass[-1] for mass in masses) / n,
+        "entropy": sum(-sum(p * math.log(p) for p in mass if p > 0) for mass in masses) / n,
+        "unsure": sum(max(mass) < 0.9 for mass in masses) / n,
+    }
 
 
 def train(

@@ -13,12 +13,21 @@ def levenshtein(a: str, b: str) -> int:
     return row[-1]
 
 
+def common(a: str, b: str) -> int:
+    """How many letters of one stand in the other, in their order: the longest common subsequence."""
+    row = [0] * (len(b) + 1)
+    for x in a:
+        before = 0
+        for j, y in enumerate(b, 1):
+            before, row[j] = row[j], before + 1 if x == y else max(row[j], row[j - 1])
+    return row[-1]
+
+
 def cost(a: str, b: str, normalised: bool) -> float:
     """Of two written tokens, blanks and their signs taken out."""
     for sign in "▁ ":
         a, b = a.replace(sign, ""), b.replace(sign, "")
-    distance = levenshtein(a, b)
-    return distance / max(len(a), len(b), 1) if normalised else distance
+    return 1 - common(a, b) / max(1, min(len(a), len(b))) if normalised else levenshtein(a, b)
 
 
 def warp(costs: list[list[float]]) -> list[tuple[int, int]]:
