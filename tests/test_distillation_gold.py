@@ -26,7 +26,7 @@ def tokenizers():
 def pair(chains, chain_texts, trained_run, tmp_path_factory):
     """(examples, the directory of a teacher that knows them by heart, that of a student of more tokens, most alike)."""
     own = prompts.examples(chains, "cot")
-    return own, trained_run / "model", made(tmp_path_factory.mktemp("gold"), own, [*chain_texts, *TEXTS])
+    return own, trained_run / "model", made(tmp_path_factory.mktemp("gold"), own, [*3 * chain_texts, *TEXTS])
 
 
 def made(folder, own, texts):
@@ -133,17 +133,17 @@ def test_our_batch_has_the_loss_of_the_librarys_own(pair, tmp_path):
 
 
 # ----- what it teaches
-LESSON = replace(SHORT, steps=60, batch_size=32, learning_rate=3e-3, warmup_steps=10, log_steps=6)
+LESSON = replace(SHORT, steps=40, batch_size=32, learning_rate=3e-3, warmup_steps=10, log_steps=6)
 
 
 def test_a_student_of_like_tokens_learns_what_its_teacher_knows(pair, tmp_path):
     own, known, student = pair
     gold.train(LESSON, own, own[:4], known, student, tmp_path)
     found, before, after = losses(tmp_path), surprise(student, known, own), surprise(tmp_path / "model", known, own)
-    assert found[-1] < 0.2 * found[0] and after[0] < 0.2 * before[0]
+    assert found[-1] < 0.1 * found[0] and after[0] < 0.1 * before[0] and after[1] == 0, "all are opposite one"
     model, tokenizer = load(tmp_path / "model")
     written = generation.generate(model, tokenizer, [e.prompt for e in own], max_new_tokens=40)
-    assert sum(answers.is_correct(e.problem, w.text) for e, w in zip(own, written, strict=True)) > 16
+    assert sum(answers.is_correct(e.problem, w.text) for e, w in zip(own, written, strict=True)) > 24
     assert sum(w.finished for w in written) > 24, "the end of the sequence is learned, too"
     assert json.loads((tmp_path / "config.json").read_text())["gold"] == gold.SETTINGS
     assert not list(tmp_path.glob("checkpoint-*"))
@@ -157,15 +157,15 @@ def test_groups_of_several_tokens_are_taught_away_unless_samples_are_taught_too(
     gold.train(LESSON, own, own[:4], known, student, tmp_path / "plain")
     single, others = surprise(tmp_path / "plain" / "model", known, own)
     assert losses(tmp_path / "plain")[-1] < 0.5 * losses(tmp_path / "plain")[0]
-    assert single < 0.6 * before[0] and others > before[1]
+    assert single < 0.1 * before[0] and others > before[1]
     gold.train(LESSON, own, own[:4], known, student, tmp_path / "samples", uld_crossentropy_weight=1.0)
-    assert max(surprise(tmp_path / "samples" / "model", known, own)) < 0.1
+    assert max(surprise(tmp_path / "samples" / "model", known, own)) < 0.2 * before[1]
 
 
 def test_golds_defaults_teach_the_shape_of_a_distribution_and_not_its_tokens(pair, tmp_path):
     own, known, student = pair
     config = replace(LESSON, steps=20, log_steps=2)
-    plain = dict(uld_use_hybrid_loss=False, uld_skip_student_eos=True, uld_skip_teacher_eos=True)
+    plain = dict(beta=0.5, uld_use_hybrid_loss=False, uld_skip_student_eos=True, uld_skip_teacher_eos=True)
     gold.train(config, own, own[:4], known, student, tmp_path, uld_token_merge_strategy="observed", **plain)
     found = losses(tmp_path)
     assert found[-1] < 0.5 * found[0]

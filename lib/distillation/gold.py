@@ -4,11 +4,12 @@ GOLD asks the teacher, with the teacher's tokenizer, about the same text at ever
 by the bytes that they cover, and compares the groups' distributions. Knows no `targets` and no kept scores.
 
 Its defaults teach an untrained student nothing. Universal Logit Distillation (ULD) compares probabilities in order of
-size, whatever tokens they belong to, so the student becomes sure of any; the end of the sequence is left out; and the
-merge rule "observed" takes each distribution one position late, so that a completion's first token is never taught, and
-multiplies a group by numbers that are not its tokens' probabilities. SETTINGS holds what is set otherwise; all else is
-GOLD's own. Even so the right token of a group that only one side writes in one piece is taught away: the student's
-last token has no share in the teacher's distribution there. uld_crossentropy_weight=1.0 teaches the samples as well.
+size, whatever tokens they belong to, so the student becomes sure of any; the end of the sequence is left out; the merge
+rule "observed" takes each distribution one position late, so that a completion's first token is never taught, and
+multiplies a group by numbers that are not its tokens' probabilities; and the Jensen-Shannon divergence of the hybrid
+loss (beta 0.5) hardly pulls at what a student finds unlikely. SETTINGS holds what is set otherwise; all else is GOLD's.
+Even so the right token of a group that only one side writes in one piece is taught away: the student's last token has
+no share in the teacher's distribution there. uld_crossentropy_weight=1.0 teaches the samples as well.
 """
 
 import json
@@ -22,11 +23,12 @@ from lib.errors import InputError
 from lib.problems import write_jsonl
 from lib.prompts import Example
 
-# hybrid: tokens that both write alike are compared with each other (generalised Jensen-Shannon), the rest by size;
-# bayesian: by the chain rule, a group's last distribution times the probabilities of the tokens before it.
+# hybrid: tokens that both write alike are compared with each other, the rest by size; beta 0: by KL(teacher||student),
+# as `training` does; bayesian: a group is its last distribution times the probabilities of the tokens before it.
 SETTINGS = dict(
     use_uld_loss=True,
     uld_use_hybrid_loss=True,
+    beta=0.0,
     uld_token_merge_strategy="bayesian",
     uld_skip_student_eos=False,
     uld_skip_teacher_eos=False,
