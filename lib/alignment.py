@@ -8,9 +8,11 @@ knows nothing of where they stand. Offsets ask the tokenizers which characters e
 no model and no loss (lib.distillation).
 """
 
+import json
+import re
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import count
 
 import numpy
@@ -19,6 +21,7 @@ from lib.errors import InputError
 
 METHODS = ("dtw", "dtw_normalised", "offsets", "offsets_strict")
 BLANKS = ("▁", " ")  # how tokenizers write a blank
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how they name a byte that is no token of its own
 
 
 @dataclass(frozen=True)
@@ -114,18 +117,81 @@ def orphans(teacher: tuple[int, int], student: tuple[int, int]) -> list[Group]:
 
 # ----- tokens
 def tokens(tokenizer, text: str) -> Tokens:
-    """The tokens of `text`, without special ones. Raises InputError for a tokenizer that knows no offsets."""
+    """The tokens of `text`, without special ones.
+
+    Raises InputError for a tokenizer that knows no offsets, and for a text that spells one of its special tokens.
+    """
     if not tokenizer.is_fast:
         raise InputError(
             f"{type(tokenizer).__name__} cannot say which characters a token covers; use a fast tokenizer."
         )
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = tuple(found["input_ids"])
-    written = tokenizer.convert_ids_to_tokens(list(ids))
-    decoder = tokenizer.backend_tokenizer.decoder
-    if type(decoder).__name__ == "ByteLevel":  # which writes bytes in an alphabet of its own
-        written = [decoder.decode([token]) for token in written]
-    return Tokens(text, ids, tuple(written), tuple(tuple(span) for span in found["offset_mapping"]))
+    if special := set(ids) & set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}:
+        name = tokenizer.convert_ids_to_tokens(min(special))
+        raise InputError(f"A text holds {name!r}, which ends or begins texts in one of the tokenizers; take it out.")
+    names = tokenizer.convert_ids_to_tokens(list(ids))
+    spans = tuple(tuple(span) for span in found["offset_mapping"])
+    if "ByteLevel" in decoders(tokenizer):
+        spans = spans_of_bytes([len(name) for name in names], text) or spans
+    return Tokens(text, ids, tuple(written(tokenizer, names)), spans)
+
+
+@lru_cache(8)  # by the object: writing a tokenizer out takes longer than cutting a text
+def decoders(tokenizer) -> frozenset[str]:
+    """The kinds of decoders that a tokenizer puts its tokens together with, at any depth."""
+    found, waiting = set(), [json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]]
+    while waiting:
+        one = waiting.pop()
+        if one:
+            found.add(one["type"])
+            waiting += one.get("decoders", [])
+    return frozenset(found)
+
+
+def written(tokenizer, names: list[str]) -> list[str]:
+    """What tokens of these names write; those that are no whole character, the replacement character.
+
+    Byte-level tokenizers spell bytes in an alphabet of their own; others name single bytes <0x0A>.
+    """
+    return list(map(of_bytes if "ByteLevel" in decoders(tokenizer) else of_letters, names))
+
+
+@cache
+def of_bytes(name: str) -> str:
+    """What a byte-level tokenizer's token writes."""
+    from tokenizers.decoders import ByteLevel
+
+    return ByteLevel().decode([name])
+
+
+@cache
+def of_letters(name: str) -> str:
+    """What a token of any other tokenizer writes, ▁ left as it is."""
+    if not BYTE.fullmatch(name):
+        return name
+    byte = int(name[3:5], 16)
+    return chr(byte) if byte < 128 else "\ufffd"
+
+
+def spans_of_bytes(sizes: list[int], text: str) -> tuple[tuple[int, int], ...] | None:
+    """Spans of byte-level tokens of so many bytes each, blanks included; of part of a character, the character's.
+
+    (The tokenizers' own leave blanks out where `trim_offsets` is set.) None where the bytes are not the text's: a blank
+    that is put before the text aside, it was normalised.
+    """
+    places = list(range(len(text)))
+    if not text.isascii():
+        places = [i for i, character in enumerate(text) for _ in character.encode(errors="surrogatepass")]
+    more = sum(sizes) - len(places)
+    if more not in (0, 1):
+        return None
+    places, end, found = [0] * more + places, 0, []
+    for size in sizes:
+        start, end = end, end + size
+        first = max(start, more) if size > more else start
+        found.append((places[first], places[end - 1] + 1) if end > max(first, more) else (0, 0))
+    return tuple(found)
 
 
 @cache
@@ -267,6 +333,7 @@ def soft_share(alignment: Alignment, teacher: Tokens, student: Tokens) -> float:
     """The share of the student's tokens that a teacher's distribution can be put on.
 
     Warping (published): it has one partner, written the same but for the sign for a blank. Offsets: its group is 1:1.
+    (Groups of several can be taught, too: `lib.distillation.targets`.)
     """
     if not len(student):
         return 0.0

@@ -112,13 +112,18 @@ def make_dataset(config: Config, tokenizer, problems: list[Problem] | list[Examp
         )
     if len(kept) < len(rows):
         print(f"left out {len(rows) - len(kept)} of {len(rows)} problems: longer than {config.max_length} tokens")
-    unknown = sum(tokenizer.unk_token_id in row["labels"] for row in kept) if tokenizer.unk_token_id is not None else 0
-    if unknown > len(kept) / 2:
+    check_known(tokenizer, kept)
+    return Dataset.from_dict({key: [row[key] for row in kept] for key in ("input_ids", "labels")})
+
+
+def check_known(tokenizer, rows: list[dict]) -> None:
+    """Raise InputError where most of the solutions hold what the tokenizer does not know."""
+    unknown = sum(tokenizer.unk_token_id in row["labels"] for row in rows) if tokenizer.unk_token_id is not None else 0
+    if unknown > len(rows) / 2:
         raise InputError(
-            f"{unknown} of {len(kept)} solutions hold characters that the model's tokenizer does not know; write "
+            f"{unknown} of {len(rows)} solutions hold characters that the model's tokenizer does not know; write "
             "them in another form (T5 has no < and no line break: form t5), or use another model."
         )
-    return Dataset.from_dict({key: [row[key] for row in kept] for key in ("input_ids", "labels")})
 
 
 def load(config: Config, problems: list[Problem] | list[Example]):

@@ -49,7 +49,7 @@ def surprise(directory, known, examples):
     """Mean negative log-likelihoods of a model: (of tokens that stand opposite one of the teacher's, of the others)."""
     model, tokenizer = load(directory)
     rows = sft.encode_all(tokenizer, examples, "cot")
-    batch = teacher.sft_batch(rows, tokenizer.pad_token_id, False)
+    batch = teacher.sft_batch(rows, tokenizer.pad_token_id)
     with torch.no_grad():
         logps = model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(
             -1
@@ -109,7 +109,7 @@ def test_the_teacher_reads_the_same_text_in_its_own_tokens(pair):
     ids, labels, mask, _ = build_teacher_inputs_from_texts(
         tokenizer, [e.prompt for e in own], [e.completion for e in own]
     )
-    wanted = teacher.sft_batch(sft.encode_all(tokenizer, own, "cot"), tokenizer.pad_token_id, False)
+    wanted = teacher.sft_batch(sft.encode_all(tokenizer, own, "cot"), tokenizer.pad_token_id)
     assert torch.equal(ids, wanted["input_ids"]) and torch.equal(labels, wanted["labels"])
     assert torch.equal(mask.long(), wanted["attention_mask"])
 

@@ -80,7 +80,7 @@ def make_batch(rows: list[dict], pad: int) -> dict:
     that counts positions, as GPT-2, would learn them otherwise than it meets them."""
     import torch
 
-    batch = teacher.sft_batch(rows, pad, False)
+    batch = teacher.sft_batch(rows, pad)
     width = batch["labels"].shape[1]
     spans = [[*row["byte_offsets"], *[(0, 0)] * (width - len(row["byte_offsets"]))] for row in rows]
     texts = {name: [row[name] for row in rows] for name in ("original_prompt_text", "original_completion_text")}

@@ -7,6 +7,7 @@ token that is written the same, and teaches the token itself, a point mass, ever
 A distribution is k of the student's tokens with their probabilities, and a tail: the mass of all other tokens.
 """
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,9 @@ from lib.distillation.teacher import Scored, steps_of
 from lib.errors import InputError
 
 WAYS = ("samples", "dtw", "dtw_normalised", "offsets")  # what to match: samples are point masses
+UNDERSTOOD = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence", "Strip"}  # kinds of decoders
+CONTEXT = 64  # letters in front of a group that its cutting may depend on, at most
+REMEMBERED = 2**18  # ways to write something that are kept, cut
 LEAST = 1e-4  # probabilities below go to the tail: they cost more to carry over than they teach
 
 
@@ -67,6 +71,8 @@ class Vocabularies:
     def continued(self, before: str, text: str) -> tuple[int, ...] | None:
         """The student's tokens of `text` after `before`; None where a token crosses the border between the two."""
         key = before, text
+        if len(self.known) > REMEMBERED:
+            self.known.clear()
         if key not in self.known:
             found = self.student(before + text, add_special_tokens=False, return_offsets_mapping=True)
             first, end = 0, len(before)
@@ -83,15 +89,19 @@ class Vocabularies:
 
 
 def pieces(tokenizer) -> list[str | None]:
-    """What each token of a tokenizer writes in the middle of a text; None for special ones and parts of letters."""
-    size, special = len(tokenizer), set(tokenizer.all_special_ids)
-    names = tokenizer.convert_ids_to_tokens(list(range(size)))
-    decoder = tokenizer.backend_tokenizer.decoder
-    if type(decoder).__name__ == "ByteLevel":
-        names = [decoder.decode([name]) for name in names]
-    else:
-        names = [name.replace("▁", " ") for name in names]
-    return [None if i in special or not name or "\ufffd" in name else name for i, name in enumerate(names)]
+    """What each token of a tokenizer writes in the middle of a text; None for special ones and parts of letters.
+
+    Raises InputError for a tokenizer of which that is not known (as WordPiece, whose tokens hide their blanks).
+    """
+    if strange := alignment.decoders(tokenizer) - UNDERSTOOD:
+        raise InputError(
+            f"What tokens of a {', '.join(sorted(strange))} tokenizer write is not known here; use a byte-level "
+            "tokenizer, or one that writes blanks as ▁."
+        )
+    special = set(tokenizer.all_special_ids)
+    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    found = [name.replace("▁", " ") for name in alignment.written(tokenizer, names)]
+    return [None if i in special or not name or "\ufffd" in name else name for i, name in enumerate(found)]
 
 
 def build(way: str, both: Vocabularies, taught: str, scored: Scored, completion: str) -> Targets:
@@ -149,13 +159,14 @@ class Placed:
 
 
 def place(teacher: Tokens, student: Tokens, taught: str, completion: str) -> tuple[Placed] | None:
-    """Where the student's text holds what the teacher wrote: all of it, or its steps in another format; else None."""
+    """Where the student's text holds what the teacher wrote: all, or its steps as whole lines of both; else None."""
     if taught == completion:
         return (Placed(teacher, student, 0, 0, True),)
     shared = steps_of(taught)
-    here, there = taught.find(shared), completion.find(shared)
-    if not shared or there < 0:
+    here, there = (re.search(rf"(?:^|\n)({re.escape(shared)})(?:\n|$)", text) for text in (taught, completion))
+    if not shared or not here or not there:
         return None
+    here, there = here.start(1), there.start(1)
     left, first = between(teacher, here, here + len(shared), there - here, completion)
     right, other = between(student, there, there + len(shared), 0, completion)
     return (Placed(left, right, first, other, False),)
@@ -213,16 +224,21 @@ def chunked(way: str, both: Vocabularies, scored: Scored, placed: Placed):
     """(position, (distribution, kind)) of every group of tokens that say the same.
 
     The teacher wrote t_1 .. t_n where the student's text has s_1 .. s_m. Each token t that the teacher might have
-    written last is another way to write the group, t_1 .. t_(n-1) t, of probability p(t_1) .. p(t_(n-1)) p(t), and the
-    student's tokens of it are its own. A student's position then holds what the ways that begin as the group does have
-    there; other ways are the tail, which is taken to go on like the rest.
+    written last is another way to write the group, t_1 .. t_(n-1) t, which the student cuts in its own way; other ways
+    are not known. What a position is taught is conditional on the student's tokens before it in the group:
+
+        p(s_j = x) = p(t_k) .. p(t_(n-1)) (1 - u) (ways that go on with x) / (ways that begin alike)
+
+    with t_k the first of the teacher's tokens that those do not hold whole, and u what the teacher gives tokens beyond
+    its k likeliest, or that the student has no way to cut. The rest is the tail: other beginnings, ways that end early
+    (which begin alike: what follows them is not known), u. (A way is cut as if nothing more of its last word followed:
+    1 is the number 1, though 12 might have come.)
     """
-    groups = list(merged(placed))
     end = 0  # where the student's tokens before this group end
-    for (i, top), (j, other) in groups:
+    for (i, top), (j, other) in merged(placed):
         before = placed.student.spans[j - 1][1] if j else boundary(placed)
-        yield from chunk(both, scored, placed, (i, top), (j, other), max(end, before))
         end = max(end, before)
+        yield from chunk(both, scored, placed, (i, top), (j, other), end)
 
 
 def boundary(placed: Placed) -> int:
@@ -251,34 +267,27 @@ def chunk(both: Vocabularies, scored: Scored, placed: Placed, left: tuple, right
     text = placed.student.text
     own = (*placed.student.ids, both.student.eos_token_id)[j:other]
     last = placed.first + top - 1
-    certain = float(numpy.exp(scored.logps[placed.first + i : last].sum()))  # of t_1 .. t_(n-1)
-    start = starts(both, placed, top - 1)
+    start = (*placed.teacher.spans, (len(text), len(text)))[top - 1][0]
     before, stands, taken = text[word_before(text, border) : border], text[border:start], text[start:border]
+    if last == 0 and both.written[scored.ids[0]] and both.written[scored.ids[0]][0] == " " != text[start : start + 1]:
+        taken = " "  # which the teacher's tokenizer puts before every text
     ways: Counter = Counter()
     for token, p in candidates(scored, last):
         ids = own if token == scored.ids[last] else written_as(both, before, stands, taken, token)
         if ids:
-            ways[ids] += certain * p
-    known = sum(ways.values())
+            ways[ids] += p
     kind = "soft" if top - i == other - j == 1 else "chunk"
     for at, token in enumerate(own):
-        going = {ids: p for ids, p in ways.items() if ids[:at] == own[:at] and len(ids) > at}
-        share = known / sum(going.values())
+        held = placed.student.spans[j + at - 1][1] if at else border  # what the student's tokens so far write, ends
+        open_ones = [q for q in range(i, top - 1) if placed.teacher.spans[q][1] > held]
+        certain = float(numpy.exp(sum(scored.logps[placed.first + q] for q in open_ones)))
+        alike = {ids: p for ids, p in ways.items() if ids[:at] == own[: min(at, len(ids))]}
+        share = certain * (sum(ways.values()) / sum(alike.values()) if at else 1.0)
         mass = Counter({token: 0.0})
-        for ids, p in going.items():
-            mass[ids[at]] += p * share
+        for ids, p in alike.items():
+            if len(ids) > at:
+                mass[ids[at]] += p * share
         yield placed.other + j + at, (mass, kind)
-
-
-def starts(both: Vocabularies, placed: Placed, position: int) -> int:
-    """The letter at which the teacher's token begins to write: its blank counts, though its span may leave it out."""
-    if position == len(placed.teacher):
-        return len(placed.student.text)
-    start, end = placed.teacher.spans[position]
-    written = both.written[placed.teacher.ids[position]]
-    if written and placed.student.text[max(0, end - len(written)) : end] == written:
-        return end - len(written)
-    return start
 
 
 def written_as(both: Vocabularies, before: str, stands: str, taken: str, token: int) -> tuple[int, ...] | None:
@@ -293,15 +302,19 @@ def written_as(both: Vocabularies, before: str, stands: str, taken: str, token: 
     text = both.written[token]
     if text is None or not text.startswith(taken):
         return None
-    return both.continued(before, stands + text.removeprefix(taken))
+    ids = both.continued(before, stands + text.removeprefix(taken))
+    return None if ids is None or both.student.unk_token_id in ids else ids
 
 
 def word_before(text: str, border: int) -> int:
-    """Where the word before the one at `border` begins: what stands farther back does not change how it is cut."""
-    at = border
+    """Where the word before the one at `border` begins: what stands farther back does not change how it is cut.
+
+    CONTEXT letters before the border at most, for languages without blanks.
+    """
+    at, least = border, max(0, border - CONTEXT)
     for _ in range(2):
-        while at and text[at - 1].isspace():
+        while at > least and text[at - 1].isspace():
             at -= 1
-        while at and not text[at - 1].isspace():
+        while at > least and not text[at - 1].isspace():
             at -= 1
     return at

@@ -3,6 +3,7 @@
 Knows one tokenizer, the teacher's own; what its distributions mean in another's tokens is `lib.distillation.targets`.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from lib.problems import Problem
 from lib.progress import Bar
 from lib.prompts import Example
 
-SCORES = "scores.safetensors"
+SHARD = 2048  # examples a file of scores
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def solutions(
     found, fates = [], dict.fromkeys(("taught", "unfinished", "wrong answer", "known", "enough"), 0)
     for example in prompts.examples(asked):
         texts: list[str] = []
-        for sample in samples[example.problem.id]:
+        for sample in samples.get(example.problem.id, []):
             text = ended(sample, example.form)
             if text is None:
                 fates["unfinished"] += 1
@@ -104,9 +105,9 @@ def score(config: Config, taught: list[Example], model: str | Path, out_dir: str
     """The teacher's distributions over its own solutions, prompt and completion of each example.
 
     Of a solution in one of the four formats, which was cut where it stated its answer, the end is certain.
-
-    Leaves scores.safetensors: lengths (examples), and of all positions, one after another: ids, logps, top, top_logps
-    (`read`). A vocabulary smaller than top_k gives as many as it has.
+    Leaves scores-00000.safetensors, and one more for every SHARD examples: lengths (examples), and of all positions,
+    one after another: ids, logps, top, top_logps (`read`). Shards that are there are not made again. A vocabulary
+    smaller than top_k gives as many as it has. Raises InputError for a text that the teacher cannot read whole.
     """
     import torch
     from safetensors.numpy import save_file
@@ -114,20 +115,40 @@ def score(config: Config, taught: list[Example], model: str | Path, out_dir: str
     language_model, tokenizer = models.load_model(str(model), dtype=config.dtype, device=config.device)
     language_model.eval()
     rows = sft.encode_all(tokenizer, taught, "cot", language_model.config.is_encoder_decoder)
-    found: dict[int, tuple] = {}
+    check_lengths(language_model.config, rows)
     with torch.inference_mode(), Bar("teacher's distributions", len(rows)) as bar:
-        for places in batches(rows, config.batch_tokens):
-            scored = distributions(config, language_model, [rows[i] for i in places], tokenizer.pad_token_id)
-            for place, arrays in zip(places, scored, strict=True):
-                if taught[place].form in prompts.FORMATS:
-                    end_certainly(*arrays)
-                found[place] = arrays
-            bar.update(len(places))
+        for start in range(0, len(rows), SHARD):
+            some, path = rows[start : start + SHARD], Path(out_dir) / f"scores-{start // SHARD:05d}.safetensors"
+            if not path.exists():
+                forms = [e.form for e in taught[start : start + SHARD]]
+                save_file(scored_shard(config, language_model, some, forms, tokenizer.pad_token_id), f"{path}.partial")
+                os.replace(f"{path}.partial", path)
+            bar.update(len(some))
+
+
+def check_lengths(config, rows: list[dict]) -> None:
+    """Raise InputError for an empty prompt, or a text of more positions than the model has."""
+    if not config.is_encoder_decoder and any(row["labels"][0] != -100 for row in rows):
+        raise InputError("A solution without a prompt cannot be scored: nothing stands before its first token.")
+    most, longest = getattr(config, "max_position_embeddings", None), max(len(row["input_ids"]) for row in rows)
+    if most and longest > most:
+        raise InputError(
+            f"A prompt with its solution has {longest} tokens, and the teacher reads {most}; leave it out."
+        )
+
+
+def scored_shard(config: Config, model, rows: list[dict], forms: list[str], pad: int) -> dict:
+    """The arrays of one file of `score`."""
+    found: dict[int, tuple] = {}
+    for places in batches(rows, config.batch_tokens):
+        for place, arrays in zip(places, distributions(config, model, [rows[i] for i in places], pad), strict=True):
+            if forms[place] in prompts.FORMATS:
+                end_certainly(*arrays)
+            found[place] = arrays
     parts = [found[i] for i in range(len(rows))]
     names = ("ids", "logps", "top", "top_logps")
     arrays = {name: numpy.concatenate([part[at] for part in parts]) for at, name in enumerate(names)}
-    arrays["lengths"] = numpy.array([len(part[0]) for part in parts], numpy.int32)
-    save_file(arrays, Path(out_dir) / SCORES)
+    return arrays | {"lengths": numpy.array([len(part[0]) for part in parts], numpy.int32)}
 
 
 def batches(rows: list[dict], budget: int) -> list[list[int]]:
@@ -145,18 +166,20 @@ def distributions(config: Config, model, rows: list[dict], pad: int) -> list[tup
     """Of each row: (ids, logps, top, top_logps), arrays of one row a learned position."""
     import torch
 
-    batch = sft_batch(rows, pad, model.config.is_encoder_decoder)
-    labels = batch["labels"]
-    output = model(**{key: value.to(model.device) for key, value in batch.items()})
-    logits = output.logits.float().cpu() if model.config.is_encoder_decoder else output.logits[:, :-1].float().cpu()
-    wanted = labels if model.config.is_encoder_decoder else labels[:, 1:]  # a position tells of the next
+    batch = {key: value.to(model.device) for key, value in sft_batch(rows, pad).items()}
+    labels, two_sided = batch["labels"], model.config.is_encoder_decoder
+    if two_sided:
+        batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels)
+    output = model(**{key: value for key, value in batch.items() if key != "labels"})
+    logits = output.logits if two_sided else output.logits[:, :-1]
+    wanted = labels if two_sided else labels[:, 1:]  # a position tells of the next
     keep = wanted != -100
-    logps = (logits[keep] / config.temperature).log_softmax(-1)  # (positions, vocabulary)
+    logps = (logits[keep].float() / config.temperature).log_softmax(-1)  # (positions, vocabulary)
     ids = wanted[keep]
     best = logps.topk(min(config.top_k, logps.shape[-1]))
     sizes = keep.sum(1).tolist()
     own = logps.gather(1, ids[:, None])[:, 0]
-    parts = (ids.to(torch.int32), own, best.indices.to(torch.int32), best.values)
+    parts = [part.cpu() for part in (ids.to(torch.int32), own, best.indices.to(torch.int32), best.values)]
     return list(zip(*([each.numpy() for each in part.split(sizes)] for part in parts), strict=True))
 
 
@@ -166,7 +189,7 @@ def end_certainly(ids, logps, top, top_logps) -> None:
     top_logps[-1, 0] = 0.0
 
 
-def sft_batch(rows: list[dict], pad: int, encoder_decoder: bool) -> dict:
+def sft_batch(rows: list[dict], pad: int) -> dict:
     """input_ids, attention_mask and labels of rows as `sft.encode` makes them, padded on the right."""
     import torch
 
@@ -185,10 +208,13 @@ def read(directory: str | Path) -> list[Scored]:
     """What `score` left, one for each example."""
     from safetensors.numpy import load_file
 
-    arrays = load_file(Path(directory) / SCORES)
-    ends = numpy.cumsum(arrays["lengths"])[:-1]
-    parts = [numpy.split(arrays[name], ends) for name in ("ids", "logps", "top", "top_logps")]
-    return [Scored(*each) for each in zip(*parts, strict=True)]
+    found = []
+    for path in sorted(Path(directory).glob("scores-*.safetensors")):
+        arrays = load_file(path)
+        ends = numpy.cumsum(arrays["lengths"])[:-1]
+        parts = [numpy.split(arrays[name], ends) for name in ("ids", "logps", "top", "top_logps")]
+        found += [Scored(*each) for each in zip(*parts, strict=True)]
+    return found
 
 
 def in_form(

@@ -5,11 +5,11 @@ Matching samples and matching distributions are one loss: a sample is a point ma
 """
 
 import json
-import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -19,8 +19,6 @@ from lib.distillation.targets import Targets, Vocabularies
 from lib.errors import InputError
 from lib.problems import Problem, write_jsonl
 from lib.prompts import Example
-
-LEAST_REST = 1e-6  # float32 cannot tell a student's remaining mass below this from 0
 
 
 @dataclass(frozen=True)
@@ -74,33 +72,39 @@ def sparse_kl(logits, ids, mass, tail):
 
 
 class SparseKL(torch.autograd.Function):
-    """`sparse_kl` with its gradient in one table: at token v, (1 - r s / (1 - s)) q_v with s the listed q's sum, and
-    r q_v / (1 - s) - p_v more where v is listed. A second backward is refused: the first writes over the table."""
+    """`sparse_kl` with its gradient in one table: (m + r) q - p at listed tokens, (m + r - r / rest) q at others; m is
+    the mass listed, rest what the student gives the others. A second backward is refused: the first writes over it."""
 
     @staticmethod
     def forward(ctx, logits, ids, mass, tail):
+        ids = torch.where(mass > 0, ids, ids[:, :1])  # rows that are filled up name their first token again
         table = logits.softmax(-1)
         q = table.gather(1, ids)
         logq = q.log() if q.all() else logits.gather(1, ids) - logits.logsumexp(-1, keepdim=True)  # where q is lost
-        q = q * (mass > 0)
-        listed = q.sum(-1)
-        rest = (1 - listed).clamp(min=LEAST_REST)
-        pull = torch.where(1 - listed > LEAST_REST, tail / rest, 0.0)
-        ctx.save_for_backward(table, ids, pull[:, None] * q - mass, mass.sum(-1) - pull * listed)
+        rest = torch.ones_like(tail)
+        if tail.any():  # added up, since 1 - q of a student that is sure is rounding
+            rest = table.scatter_(1, ids, 0.0).sum(-1).clamp(min=torch.finfo(table.dtype).tiny)
+            table.scatter_(1, ids, q)
+        whole = mass.sum(-1) + tail
+        ctx.save_for_backward(table, ids, whole[:, None] * q - mass, whole - tail / rest)
         known = (torch.special.xlogy(mass, mass) - mass * logq).sum(-1)
         return known + torch.special.xlogy(tail, tail) - tail * rest.log()
 
     @staticmethod
     def backward(ctx, gradient):
-        table, ids, listed, every = ctx.saved_tensors
-        table = table.mul_((gradient * every)[:, None])
-        return table.scatter_add_(1, ids, gradient[:, None] * listed), None, None, None
+        table, ids, listed, others = ctx.saved_tensors
+        first = ids == ids[:, :1]  # one of which is the token's own, the rest fill the row up
+        listed = torch.where(first, listed[:, :1], listed)
+        table = table.mul_((gradient * others)[:, None])
+        return table.scatter_(1, ids, gradient[:, None] * listed), None, None, None
 
 
-def make_batch(rows: list[dict], pad: int) -> dict:
+def make_batch(rows: list[dict], pad: int, student=None) -> dict:
     """input_ids, attention_mask, labels (rows, longest), and the targets of all learned positions, row after row:
-    ids and mass (positions, widest), tail (positions)."""
-    batch = teacher.sft_batch(rows, pad, False)
+    ids and mass (positions, widest), tail (positions). An encoder-decoder `student` adds decoder_input_ids."""
+    batch = teacher.sft_batch(rows, pad)
+    if student is not None and student.config.is_encoder_decoder:
+        batch["decoder_input_ids"] = student.prepare_decoder_input_ids_from_labels(batch["labels"])
     found: list[Targets] = [row["targets"] for row in rows]
     width = max(t.ids.shape[1] for t in found)
 
@@ -116,8 +120,8 @@ def learned(model, batch: dict):
     """The student's logits (positions, vocabulary) at the positions that have a target, row after row."""
     labels = batch["labels"]
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-    if model.config.is_encoder_decoder:
-        logits, keep = model(**inputs, labels=labels).logits, labels != -100
+    if "decoder_input_ids" in batch:
+        logits, keep = model(**inputs, decoder_input_ids=batch["decoder_input_ids"]).logits, labels != -100
     else:
         logits, keep = model(**inputs).logits[:, :-1], labels[:, 1:] != -100  # a position tells of the next
     return logits[keep].float()
@@ -134,6 +138,10 @@ class Distiller(Trainer):
         logits = learned(model, inputs)
         found = sparse_kl(logits, inputs["ids"], inputs["mass"], inputs["tail"]).sum()
         found = found / (len(logits) if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            found = (
+                found * self.accelerator.num_processes
+            )  # the count is of all processes, whose gradients are averaged
         return (found, {}) if return_outputs else found
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -146,7 +154,8 @@ def encode(
 ) -> list[dict]:
     """{"input_ids", "labels", "targets"} of each of the student's texts `own`, of which the teacher wrote `taught`.
 
-    Texts over max_length are left out, with a printed count. Raises InputError if none is left.
+    Texts over max_length are left out, with a printed count. Raises InputError if none is left, if most hold what the
+    student cannot write, and if no position of any gets a distribution that was asked for.
     """
     rows = sft.encode_all(both.student, own, "cot", two_sided)
     fits = [max(len(row["input_ids"]), len(row["labels"])) <= config.max_length for row in rows]
@@ -154,6 +163,7 @@ def encode(
         raise InputError(
             f"None of {len(rows)} texts fits into max_length = {config.max_length} tokens; raise it, or give others."
         )
+    sft.check_known(both.student, [row for row, fit in zip(rows, fits, strict=True) if fit])
     if not all(fits):
         print(f"left out {fits.count(False)} of {len(fits)} texts: longer than {config.max_length} tokens")
     for place, (row, fit) in enumerate(zip(rows, fits, strict=True)):
@@ -161,30 +171,32 @@ def encode(
             words, target = taught[place].completion, own[place].completion
             row["targets"] = targets.build(config.match, both, words, scores[place], target)
             assert row["targets"].ids.shape[0] == sum(label != -100 for label in row["labels"])
-    return [row for row, fit in zip(rows, fits, strict=True) if fit]
+    kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
+    if config.match != "samples" and all(set(row["targets"].kinds) == {"point"} for row in kept):
+        raise InputError(
+            f"None of {len(kept)} texts holds what the teacher wrote, so its distributions teach nothing; keep its "
+            "annotations, or have it write in the student's format."
+        )
+    return kept
 
 
 def coverage(rows: list[dict]) -> dict:
     """{"positions", the share of each of targets.KINDS, and of the positions that have a distribution: "tail", its mean
     mass; "entropy", in nats, the tail taken as one token; "unsure", the share whose likeliest token has less than 0.9}.
     """
-    kinds = Counter(kind for row in rows for kind in row["targets"].kinds)
-    total = sum(kinds.values())
-    found: list[Targets] = [row["targets"] for row in rows]
-    masses = [
-        [*mass, rest]
-        for t in found
-        for mass, rest, kind in zip(t.mass.tolist(), t.tail.tolist(), t.kinds, strict=True)
-        if kind != "point"
-    ]
-    n = max(1, len(masses))
-    return {
-        "positions": total,
-        **{kind: kinds[kind] / total for kind in targets.KINDS},
-        "tail": sum(mass[-1] for mass in masses) / n,
-        "entropy": sum(-sum(p * math.log(p) for p in mass if p > 0) for mass in masses) / n,
-        "unsure": sum(max(mass) < 0.9 for mass in masses) / n,
-    }
+    kinds: Counter = Counter()
+    tail = entropy = unsure = 0.0
+    for row in rows:
+        found: Targets = row["targets"]
+        kinds.update(found.kinds)
+        soft = numpy.array([kind != "point" for kind in found.kinds])
+        masses = numpy.concatenate([found.mass, found.tail[:, None]], 1)[soft]
+        tail += float(masses[:, -1].sum())
+        entropy -= float((masses * numpy.log(numpy.where(masses > 0, masses, 1.0))).sum())
+        unsure += int((masses.max(1) < 0.9).sum()) if len(masses) else 0
+    n, total = max(1, kinds["soft"] + kinds["chunk"]), sum(kinds.values())
+    shares = {kind: kinds[kind] / total for kind in targets.KINDS}
+    return {"positions": total, **shares, "tail": tail / n, "entropy": entropy / n, "unsure": unsure / n}
 
 
 def train(
@@ -218,12 +230,14 @@ def train(
         from peft import get_peft_model
 
         student = get_peft_model(student, models.lora_config(student, config.lora_rank))
+    args = TrainingArguments(**sft.trainer_arguments(config, out_dir, student.device))
+    args._n_gpu = min(args.n_gpu, 1)  # several devices want a process each (torchrun), not DataParallel's threads
     trainer = Distiller(
         model=student,
-        args=TrainingArguments(**sft.trainer_arguments(config, out_dir, student.device)),
+        args=args,
         train_dataset=rows,
         eval_dataset=held_out,
-        data_collator=lambda some: make_batch(some, tokenizer.pad_token_id),
+        data_collator=lambda some: make_batch(some, tokenizer.pad_token_id, student),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(trainers.callbacks(f"student, {config.match}", config.steps))

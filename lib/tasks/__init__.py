@@ -7,20 +7,31 @@ from lib.problems import Problem, read_jsonl, split
 from lib.tasks import benchmarks
 
 DATA = Path(__file__).parents[2] / "data"
-SOURCES = ("word_problems", "modular_chain", "boolean", "addition", "multiplication", "prosqa", "prontoqa", "gsm8k")
+SOURCES = (
+    "word_problems",
+    "modular_chain",
+    "boolean",
+    "addition",
+    "multiplication",
+    "prosqa",
+    "prontoqa",
+    "units",
+    "gsm8k",
+)
 
 
 def load(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[Problem]]:
     """{"train", "valid", "test"}: the problems of a source, from a file where one is named or lies in data/.
 
-    path   a file of that source: the published form for addition, multiplication, prosqa, prontoqa, gsm8k; else JSON
-           Lines of problems; empty: generate (gsm8k: look in data/gsm8k, then on the hub)
+    path   a file of that source: the published form for addition, multiplication, prosqa, prontoqa, units, gsm8k; else
+           JSON Lines of problems; empty: generate (gsm8k: look in data/gsm8k, then on the hub)
     n      how many to generate where nothing is read
     sizes  min_steps, max_steps, max_number; n_operations, modulus; n_digits; n_leaves, max_depth, n_nots, operators
            (boolean); graphs, graph_form, n_nodes, min_hops, max_hops (prosqa); n_hops (prontoqa): each generator takes
            its own
     A source that was published with a test split keeps it, and its training split is cut 90/10 for validation; all else
-    is split 80/10/10. Raises InputError for an unknown source or a file that cannot be read.
+    is split 80/10/10 (generated units by what training may not know: units.splits). Raises InputError for an unknown
+    source or a file that cannot be read.
     """
     if source not in SOURCES and not path:
         raise InputError(
@@ -61,6 +72,10 @@ def find(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[P
         from lib.tasks import prontoqa
 
         return split(prontoqa.read(path) if path else prontoqa.generate(n, sizes["n_hops"], seed))
+    if source == "units":
+        from lib.tasks import units
+
+        return split(units.read(path)) if path else units.splits(n, seed)
     if path:
         problems = read_jsonl(path)
         if other := {p.source for p in problems} - {source}:
@@ -141,4 +156,8 @@ def solve(problem: Problem) -> Problem | None:
         from lib.tasks import arithmetic
 
         return arithmetic.solve(problem) if arithmetic.QUESTION.fullmatch(problem.question) else None
+    if problem.source == "units":
+        from lib.tasks import units
+
+        return units.solve(problem.question)
     return None

@@ -1,22 +1,22 @@
 """Distillation targets, slowly: every way to write a group is cut by the student from the text's first letter on."""
 
+import itertools
 import math
 
 import torch
 
 
 def ways(teacher, student, text, teacher_ids, logps, group, border):
-    """{what the student has from the letter `border` on: probability} of one group of a text that both wrote.
+    """{what the student has from the letter `border` on: p(last token)} of one group of a text that both wrote.
 
     teacher_ids  of the whole text, the end of the sequence included; logps (positions, vocabulary)
     group        the teacher's positions [i, top): all but the last are as they are, the last is any token
     """
-    i, top = group
-    certain = math.exp(sum(logps[at, teacher_ids[at]].item() for at in range(i, top - 1)))
+    top = group[1]
     before = teacher.decode(teacher_ids[: top - 1])
     found = {}
     for token in range(logps.shape[1]):
-        p = certain * logps[top - 1, token].exp().item()
+        p = logps[top - 1, token].exp().item()
         if token == teacher_ids[top - 1]:
             name = "own"
         elif token == teacher.eos_token_id:
@@ -27,7 +27,7 @@ def ways(teacher, student, text, teacher_ids, logps, group, border):
         else:
             whole = teacher.decode([*teacher_ids[: top - 1], token])
             name = after(student, whole, border) if "\ufffd" not in whole else None
-        if name:
+        if name and (name == "own" or student.unk_token_id not in name):
             found[name] = found.get(name, 0.0) + p
     return found
 
@@ -41,20 +41,37 @@ def after(student, text, border):
     return tuple(token for token, (start, end) in zip(found["input_ids"], spans, strict=True) if start >= border)
 
 
-def conditional(ways, own):
-    """Of each of the group's tokens `own`: {token: probability}, given the ones before it; the rest is the tail."""
+def conditional(ways, own, ends, border, teacher_ends, logps):
+    """Of each of the group's tokens `own`: {token: probability}, given those before it; the rest is the tail.
+
+    ends                 letters at which the student's tokens of the group end
+    teacher_ends, logps  of the teacher's tokens of the group but the last: where they end, how likely they were
+    """
     named = {}
     for ids, p in ways.items():
         ids = own if ids == "own" else ids
         named[ids] = named.get(ids, 0.0) + p
-    known = sum(named.values())
     found = []
     for at in range(len(own)):
-        going = {ids: p for ids, p in named.items() if ids[:at] == own[:at] and len(ids) > at}
+        held = ends[at - 1] if at else border
+        certain = math.exp(sum(p for end, p in zip(teacher_ends, logps, strict=True) if end > held))
+        alike = sum(p for ids, p in named.items() if all(a == b for a, b in zip(ids, own[:at], strict=False)))
         mass = {}
-        for ids, p in going.items():
-            mass[ids[at]] = mass.get(ids[at], 0.0) + p * known / sum(going.values())
+        for ids, p in named.items():
+            if ids[:at] == own[:at] and len(ids) > at:
+                share = p / alike * (sum(named.values()) if at else alike)
+                mass[ids[at]] = mass.get(ids[at], 0.0) + certain * share
         found.append(mass)
+    return found
+
+
+def every_text(tokens, probabilities, length):
+    """{text: probability} of all texts of `length` tokens; probabilities(tokens so far): one for each of `tokens`."""
+    found = {}
+    for ids in itertools.product(range(len(tokens)), repeat=length):
+        p = math.prod(probabilities(ids[:at])[i] for at, i in enumerate(ids))
+        text = "".join(tokens[i] for i in ids)
+        found[text] = found.get(text, 0.0) + p
     return found
 
 
