@@ -74,7 +74,6 @@ SIZES = {
         {"bit": 1, "byte": 8, "B": 8}
         | dict.fromkeys(("kB", "KB"), 8000)
         | {"MB": 8 * 10**6, "M": 8 * 10**6}
-        # decimal, as all of them
         | dict.fromkeys(("GB", "G"), 8 * 10**9),
     ),
 }
@@ -195,6 +194,16 @@ def test_every_chain_holds_and_leads_to_its_answer_in_one_or_two_steps(solved_ce
         assert units.significant(Fraction(values[-1])) == problem.answer
         if len(values) == 2:
             assert annotations(problem.steps[1])[0][0].startswith((f"{values[0]}*", f"{values[0]}/"))
+
+
+@pytest.mark.parametrize(
+    "question, last, answer",
+    [("Turn 233 quart into L.", "220.5", "221"), ("Turn 379 km into mile.", "235.5", "235")],  # 220.5002, 235.4997
+)
+def test_a_fact_of_six_figures_may_shift_the_third_of_a_larger_number_but_not_the_answer(question, last, answer):
+    problem = units.solve(question)
+    assert (annotations(problem.steps[-1])[0][1], problem.answer) == (last, answer)
+    assert is_verified(problem, solution(problem))
 
 
 def test_a_broken_chain_or_a_wrong_answer_is_found_out(solved_cells):
@@ -455,6 +464,9 @@ def test_in_is_an_inch_only_where_one_is_lacking_and_the_longest_name_counts(que
         "Turn 0 m into cm.",
         "Turn 5 m into cm or mm.",
         "Turn 1.2.3 m into cm.",
+        "Turn 5 m into cm." + " " * 1000,
+        f"Turn {'9' * 400} m into cm.",
+        f"Turn {'9' * 15} GB into bit.",
     ],
 )
 def test_what_is_no_conversion_is_not_solved(question):

@@ -115,7 +115,7 @@ LABELS = {family: {name: names[0] for names in units for name in names} for fami
 NAMES = {names[0]: names for units in UNITS.values() for names in units}
 FAMILY = {names[0]: family for family, units in UNITS.items() for names in units}
 NUMBER = r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?"
-SURFACES = sorted({name for labels in LABELS.values() for name in labels}, key=len, reverse=True)
+SURFACES = sorted({name for labels in LABELS.values() for name in labels})
 TOKEN = re.compile(
     rf"(?<![\w^*/.,'−-])(?:(?P<unit>{'|'.join(map(re.escape, SURFACES))})|(?P<number>{NUMBER}))(?![\w^*/']|[.,][0-9])"
 )
@@ -188,18 +188,20 @@ def chain(n: str, source: str, target: str) -> tuple[str, ...]:
         big, small = (a, b) if told else (b, a)
         k = significant(size(big) / size(small), 6)
         value = Fraction(n) * Fraction(k) if told else Fraction(n) / Fraction(k)
-        shown = _shown(value, 3, goal) if i == len(hops) else _shown(value, 6, significant(value, 6))
+        shown = _shown(value, goal if i == len(hops) else "")
         steps.append(f"1 {big} = {k} {small}, so {n} {a} = <<{n}{'*' if told else '/'}{k}={shown}>>{shown} {b}")
         n = shown
     return tuple(steps)
 
 
-def _shown(value: Fraction, figures: int, goal: str) -> str:
-    """`value` to the fewest decimals, at least 2, that still round to `goal` at so many figures."""
+def _shown(value: Fraction, goal: str) -> str:
+    """`value` to the fewest decimals, at least 2, that round to `goal` at 3 figures; else that keep 6 figures."""
     written = [_rounded(value, decimals) for decimals in range(2, MAX_DIGITS)]
-    return next(
-        (text for text in written if Fraction(text) and significant(Fraction(text), figures) == goal), written[-1]
-    )
+    for figures, wanted in ((3, goal), (6, significant(value, 6))):
+        for text in written:
+            if Fraction(text) and significant(Fraction(text), figures) == wanted:
+                return text
+    return written[-1]
 
 
 def _problem(question: str, n: str, source: str, target: str, **more) -> Problem:
@@ -222,9 +224,7 @@ def solve(question: str) -> Problem | None:
         return None
     solved = _problem(question, *asked)
     written = re.findall(r"[0-9.]+", " ".join((*solved.steps, solved.answer)))
-    readable = all(len(text.replace(".", "")) <= MAX_DIGITS for text in written)
-    *_, last = re.findall("=([0-9.]+)>>", " ".join(solved.steps))
-    return solved if readable and significant(Fraction(last)) == solved.answer else None
+    return solved if all(len(text.replace(".", "")) <= MAX_DIGITS for text in written) else None
 
 
 def _asked(question: str) -> tuple[str, str, str] | None:
