@@ -339,6 +339,13 @@ def soft_share(alignment: Alignment, teacher: Tokens, student: Tokens) -> float:
         return 0.0
     if alignment.method.startswith("offsets"):
         return sum(group.kind == "1:1" for group in alignment.groups) / len(student)
+    return alike_share(alignment, teacher, student)
+
+
+def alike_share(alignment: Alignment, teacher: Tokens, student: Tokens) -> float:
+    """The share of the student's tokens with one partner, which is written the same but for the sign for a blank."""
+    if not len(student):
+        return 0.0
     partners: dict[int, list[int]] = {}
     for i, j in alignment.links:
         partners.setdefault(j, []).append(i)
@@ -351,20 +358,23 @@ def soft_share(alignment: Alignment, teacher: Tokens, student: Tokens) -> float:
 def compare(texts: list[tuple[Tokens, Tokens]], methods: tuple[str, ...] = METHODS[:3]) -> list[dict]:
     """How good each method is on (teacher's tokens, student's) of several texts.
 
-    A row a method: error_rate, a mean over texts; texts_with_errors, their share; soft_share of the student's tokens.
+    A row a method: error_rate, a mean over texts; texts_with_errors, their share; alike_share and soft_share of the
+    student's tokens. (Warping carries over what is alike, offsets whatever is 1:1; alike_share knows no such rule.)
     """
     rows = []
     for method in methods:
         found = [(align(left, right, method), left, right) for left, right in texts]
         rates = [error_rate(*each) for each in found]
-        soft = [soft_share(*each) * len(each[2]) for each in found]
+        alike, soft = (sum(of(*each) * len(each[2]) for each in found) for of in (alike_share, soft_share))
+        total = max(1, sum(len(right) for _, right in texts))
         rows.append(
             {
                 "method": method,
                 "texts": len(texts),
                 "error_rate": sum(rates) / max(1, len(rates)),
                 "texts_with_errors": sum(rate > 0 for rate in rates) / max(1, len(rates)),
-                "soft_share": sum(soft) / max(1, sum(len(right) for _, right in texts)),
+                "alike_share": alike / total,
+                "soft_share": soft / total,
             }
         )
     return rows

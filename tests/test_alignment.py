@@ -262,6 +262,8 @@ def test_methods_are_compared_over_texts(both):
         soft = sum(soft_share(*each) * len(each[2]) for each in found)
         assert row["error_rate"] == pytest.approx(sum(rates) / 20) and row["texts"] == 20
         assert row["texts_with_errors"] == pytest.approx(sum(rate > 0 for rate in rates) / 20)
+        alike = sum(alignment.alike_share(*each) * len(each[2]) for each in found)
+        assert row["alike_share"] == pytest.approx(alike / sum(len(b) for _, b in texts)) and alike <= soft
         assert row["soft_share"] == pytest.approx(soft / sum(len(b) for _, b in texts))
     assert alignment.compare([])[0]["error_rate"] == 0
 

@@ -543,6 +543,21 @@ def test_problems_are_written_in_the_form_that_is_asked_for(chains):
         teacher.in_form(chains, "verse", chains)
 
 
+@pytest.mark.parametrize(
+    "ways, tokenizers, ratios, own, says",
+    [
+        (["offsets", "gold"], ["", ""], [1, 0, 0, 0], "", "ways must be among"),
+        (["offsets"], ["gpt2"], [1, 0, 0, 0], "", "tokenizers wants two"),
+        (["offsets"], ["", ""], [1, 1], "", "ratios wants 4"),
+        (["offsets"], ["", ""], [1, 0, 0, 0], "x_cot_seed0", "03 has no model x_cot_seed0"),
+    ],
+)
+def test_a_plan_that_cannot_work_is_refused_at_once(ways, tokenizers, ratios, own, says):
+    with pytest.raises(InputError, match=says):
+        teacher.check_plan(ways, tokenizers, ratios, ["y_cot_seed0"], own)
+    teacher.check_plan(["samples"], ["", ""], [0, 1, 0, 0], ["y_cot_seed0"], "y_cot_seed0")
+
+
 # ----- training
 @pytest.fixture(scope="module")
 def lesson(tiny_llama, tmp_path_factory):

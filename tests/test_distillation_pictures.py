@@ -90,7 +90,8 @@ def test_bars_are_the_figures_they_are_given(cut):
     rows = alignment.compare(cut)
     errors, shares = pictures.quality(rows).axes
     assert [bar.get_width() for bar in errors.patches] == [row["error_rate"] for row in rows]
-    assert [bar.get_width() for bar in shares.patches] == [row["soft_share"] for row in rows]
+    widths = [bar.get_width() for bar in shares.patches]
+    assert widths == [row[key] for key in ("alike_share", "soft_share") for row in rows]
     counted = {
         "samples": {"soft": 0.0, "chunk": 0.0, "point": 1.0},
         "offsets": {"soft": 0.5, "chunk": 0.3, "point": 0.2},

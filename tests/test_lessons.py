@@ -1617,6 +1617,19 @@ def merging(left, right):
     return [(i, i) for i in range(min(len(left), len(right)))]
 
 
+def two_fingers(left, right):
+    """A walk that moves on in one text at a time, and on a tie in the teacher's."""
+    found, i, j = [], 0, 0
+    while i < len(left) and j < len(right):
+        if max(left[i][0], right[j][0]) < min(left[i][1], right[j][1]):
+            found.append((i, j))
+        if left[i][1] <= right[j][1]:
+            i += 1
+        else:
+            j += 1
+    return found
+
+
 WRONG_WALKS = {
     "the other way round": (lambda a, b: [(j, i) for i, j in walk(a, b)], lesson_08.links_miss_nothing),
     "one for each": (merging, lesson_08.links_miss_nothing),
@@ -1630,6 +1643,12 @@ WRONG_WALKS = {
         lesson_08.links_do_not_touch,
     ),
     "from the start each time": (lambda a, b: walk(a, b, forget=False), lesson_08.links_walk),
+    "every pair": (
+        lambda a, b: [(i, j) for i, x in enumerate(a) for j, y in enumerate(b) if x[0] < y[1] and y[0] < x[1]],
+        lesson_08.links_walk,
+    ),
+    "every pair of copies": (lambda a, b: walk(list(a), list(b), forget=False), lesson_08.links_walk),
+    "a tie moves the teacher alone": (lambda a, b: two_fingers(a, b), lesson_08.links_miss_nothing),
     "equal spans alone": (
         lambda a, b: [(i, j) for i, x in enumerate(a) for j, y in enumerate(b) if tuple(x) == tuple(y)],
         lesson_08.links_miss_nothing,
@@ -1675,6 +1694,12 @@ WRONG_DIVERGENCES = {
         lesson_08.divergence_of_equals_is_0,
     ),
     "not below 0": (lambda t, q: max(0.0, terms(t, q)), lesson_08.divergence_is_that_of_the_tail_too),
+    "the student's tail is all it does not name": (
+        lambda t, q: (
+            terms(t, q) + sum(p * math.log(p / (1 - sum(q.values()))) for p in [1 - sum(t.values())] if p > 1e-12)
+        ),
+        lesson_08.divergence_is_that_of_the_tail_too,
+    ),
     "base 2": (lambda t, q: lesson_08.exact(t, q) / math.log(2), lesson_08.divergence_of_a_point_mass),
     "absolute": (lambda t, q: abs(terms(t, q)), lesson_08.divergence_is_that_of_the_tail_too),
 }

@@ -136,19 +136,31 @@ def warping(teacher: Tokens, student: Tokens, methods: tuple[str, ...] = ("dtw",
 
 
 def quality(rows: list[dict]) -> object:
-    """Two bars a method: the error rate, and the share of the student's tokens that get a distribution.
+    """Bars a method: the error rate; the shares of the student's tokens that stand opposite one written alike, and that
+    get a distribution by the method's own rule.
 
-    rows  {"method", "error_rate", "soft_share"}
+    rows  {"method", "error_rate", "alike_share", "soft_share"}
     """
     figure, (errors, shares) = plots.axes(1, 2)
     names = [NAMES[row["method"]] for row in rows]
-    for ax, key, title in ((errors, "error_rate", "alignment error rate"), (shares, "soft_share", "one opposite one")):
+    places = range(len(rows))
+    values = [row["error_rate"] for row in rows]
+    errors.bar_label(
+        errors.barh(names, values, color=plots.COLOURS[0]), [f"{v:.3f}" for v in values], size=8, padding=3
+    )
+    errors.set(title="alignment error rate", xlim=(0, max([*values, 0.01]) * 1.25))
+    for key, label, up, shade in (
+        ("alike_share", "opposite one written alike", -0.2, 4),
+        ("soft_share", "taught", 0.2, 2),
+    ):
         values = [row[key] for row in rows]
-        bars = ax.barh(names, values, color=plots.COLOURS[0])
-        ax.bar_label(bars, [f"{value:.3f}" for value in values], padding=3, fontsize=8)
-        ax.invert_yaxis()
-        ax.set(title=title, xlim=(0, max([*values, 0.01]) * 1.25))
+        bars = shares.barh([i + up for i in places], values, height=0.38, color=plots.COLOURS[shade], label=label)
+        shares.bar_label(bars, [f"{v:.3f}" for v in values], size=8, padding=3)
+    shares.set(title="share of the student's tokens", xlim=(0, 1.1))
     shares.set_yticks([])
+    for ax in (errors, shares):
+        ax.invert_yaxis()
+    figure.legend(loc="outside lower right", ncols=2, fontsize=8, frameon=False)
     return figure
 
 

@@ -217,6 +217,24 @@ def read(directory: str | Path) -> list[Scored]:
     return found
 
 
+def check_plan(ways: list[str], tokenizers: list[str], ratios: list[float], models_of_03: list[str], own: str) -> None:
+    """Raise InputError, with the parameter's name, where a plan of 08 can't be carried out.
+
+    models_of_03  what the stage before left; own: the one that is to teach, empty where another teacher is named
+    """
+    wrong = {
+        "ways must be among samples, dtw, dtw_normalised, offsets (gold is a parameter of its own)": not set(ways)
+        <= {"samples", "dtw", "dtw_normalised", "offsets"},
+        "tokenizers wants two names; an empty one is the teacher's or the student's": len(tokenizers) != 2,
+        f"ratios wants {len(prompts.FORMATS)} numbers, for {', '.join(prompts.FORMATS)}": len(ratios)
+        != len(prompts.FORMATS),
+        f"03 has no model {own}; add the task to 03.tasks, or name a teacher": bool(own) and own not in models_of_03,
+    }
+    for sentence, found in wrong.items():
+        if found:
+            raise InputError(f"These settings do not go together: {sentence}.")
+
+
 def in_form(
     problems: list[Problem], form: str, pool: list[Problem], n_shots: int = 0, annotated: bool = True
 ) -> list[Example]:

@@ -74,6 +74,8 @@ TEXTS = (  # spans of the teacher, of the student
     ([(0, 2), (3, 5)], [(0, 2), (3, 4), (4, 5)]),
     ([(0, 4)], [(0, 1), (1, 4)]),
     ([(0, 1), (0, 1), (1, 4)], [(0, 1), (1, 4)]),
+    ([(0, 1), (1, 4)], [(0, 1), (0, 1), (1, 4)]),
+    ([(0, 1), (0, 1), (1, 4)], [(0, 1), (0, 1), (1, 4)]),
 )
 
 
@@ -106,29 +108,32 @@ def links_do_not_touch(links):
         assert not wrong, f"teacher {left}, student {right}: {wrong} share no character"
 
 
-class Spans(list):
-    """Spans that count how often they are looked at."""
+class Place(int):
+    """A place in a text that counts how often places are compared."""
 
-    looks = 0
+    compared = 0
 
-    def __getitem__(self, place):
-        self.looks += 1
-        return super().__getitem__(place)
+    def _counted(compare):
+        def method(self, other):
+            Place.compared += 1
+            return compare(int(self), int(other))
 
-    def __iter__(self):
-        for span in super().__iter__():
-            self.looks += 1
-            yield span
+        return method
+
+    __lt__, __le__, __gt__, __ge__ = map(_counted, (int.__lt__, int.__le__, int.__gt__, int.__ge__))
+    __eq__, __ne__ = map(_counted, (int.__eq__, int.__ne__))
+    __hash__ = int.__hash__
 
 
 def links_walk(links):
-    """Walk, don't search: of two long texts each span is looked at a few times, not once for every other."""
+    """Walk, don't search: of two long texts each span is compared a few times, not once with every other."""
     n = 400
-    left, right = (Spans((i, i + 1) for i in range(n)) for _ in range(2))
-    found = links(left, right)
-    assert len(list(found)) == n, f"{n} tokens of one letter each, twice, have {n} links"
-    looks = left.looks + right.looks
-    assert looks < 40 * n, f"{n} tokens a side were looked at {looks:,} times; two fingers need a few looks a token"
+    left, right = ([(Place(i), Place(i + 1)) for i in range(n)] for _ in range(2))
+    Place.compared = 0
+    found = list(links(left, right))
+    assert len(found) == n, f"{n} tokens of one letter each, twice, have {n} links"
+    compared = Place.compared
+    assert compared < 40 * n, f"{n} tokens a side took {compared:,} comparisons; two fingers need a few a token"
 
 
 # ----- 8.3
@@ -137,6 +142,7 @@ PAIRS = (  # the teacher's probabilities, the student's, of tokens by name; what
     ({"a": 1.0}, {"a": 0.25}),
     ({"a": 0.6}, {"a": 0.9}),
     ({"a": 0.5, "b": 0.5}, {"a": 0.5, "b": 0.25}),
+    ({"a": 0.6}, {"a": 0.5, "b": 0.3}),
 )
 
 
@@ -151,27 +157,27 @@ def divergence_of_a_point_mass(divergence):
     """A teacher that is sure teaches as a sample does: minus the log of what the student gives the token."""
     for q in (0.25, 0.9):
         found, wanted = divergence({"a": 1.0}, {"a": q}), -math.log(q)
-        assert math.isclose(found, wanted, abs_tol=1e-9), f"student {q}: {wanted:.4f}, found {found:.4f}"
+        assert math.isclose(found, wanted, abs_tol=1e-6), f"student {q}: {wanted:.4f}, found {found:.4f}"
 
 
 def divergence_of_equals_is_0(divergence):
     """Nothing is to be learned where the two agree."""
     for teacher in ({"a": 0.7, "b": 0.2}, {"a": 0.6}):
         found = divergence(dict(teacher), dict(teacher))
-        assert abs(found) < 1e-9, f"teacher and student {teacher}: 0, found {found:.4f}"
+        assert abs(found) < 1e-6, f"teacher and student {teacher}: 0, found {found:.4f}"
 
 
 def divergence_is_never_negative(divergence):
     """The tail counts: without it a student that gives the teacher's tokens too much would be rewarded."""
     found = divergence({"a": 0.6}, {"a": 0.9})
-    assert found >= 0, f"teacher {{'a': 0.6}}, student {{'a': 0.9}}: found {found:.4f}, below 0; what of the rest?"
+    assert found > -1e-6, f"teacher {{'a': 0.6}}, student {{'a': 0.9}}: found {found:.4f}, below 0; what of the rest?"
 
 
 def divergence_is_that_of_the_tail_too(divergence):
     """p log(p / q) over the teacher's tokens, and once more for all others together."""
     for teacher, student in PAIRS:
         found, wanted = divergence(dict(teacher), dict(student)), exact(teacher, student)
-        assert math.isclose(found, wanted, abs_tol=1e-9), f"{teacher}, {student}: {wanted:.4f}, found {found:.4f}"
+        assert math.isclose(found, wanted, abs_tol=1e-6), f"{teacher}, {student}: {wanted:.4f}, found {found:.4f}"
 
 
 EXERCISES = {
@@ -200,7 +206,8 @@ EXERCISES = {
             divergence_is_that_of_the_tail_too,
         ],
         [
-            "All tokens that the teacher does not name are one event more, of probability 1 - sum(teacher.values()).",
+            "The divergence is a sum of p * log(p / q) over all events. All tokens that the teacher does not name are "
+            "one event more, of probability 1 - sum(teacher.values()).",
             "What the student gives that event: 1 minus its probabilities of the teacher's tokens.",
             "An event that the teacher finds impossible adds nothing; leave it out, for the log of 0 is not to be had.",
         ],
