@@ -682,7 +682,7 @@ def test_settings_that_cannot_work_are_refused(lesson, tmp_path):
     student = student_of(folder, "llama_2x128")
     taught, own, *rest = given
     other = [replace(e, completion=" The answer is 3") for e in own]
-    with pytest.raises(InputError, match="holds what the teacher wrote"):
+    with pytest.raises(InputError, match="gets a distribution by offsets"):
         training.train(training.Config(**STEPS), taught, other, *rest, student, tmp_path)
     strange = [replace(e, completion="～～") for e in own]
     with pytest.raises(InputError, match="does not know"):
