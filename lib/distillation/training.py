@@ -174,7 +174,7 @@ def encode(
     kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
     if config.match != "samples" and all(set(row["targets"].kinds) == {"point"} for row in kept):
         raise InputError(
-            f"No position of {len(kept)} texts gets a distribution by {config.match}, so that would be matching samples; "
+            f"No position of {len(kept)} texts gets a distribution by {config.match}: that would be matching samples; "
             "keep annotations, have the teacher write in the student's format, or match by offsets."
         )
     return kept
