@@ -195,6 +195,30 @@ def test_ten_thousand_tokens_are_aligned_in_a_moment(pair):
     assert error_rate(align(left, right), left, right) == 0
 
 
+@pytest.mark.parametrize("prefix", [False, True])
+def test_byte_level_tokens_cover_what_they_write_blanks_included(pair, prefix):
+    """Also where the tokenizer itself leaves blanks out of its spans, or puts one before the text."""
+    from tokenizers import Tokenizer, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer.from_str(pair[0].backend_tokenizer.to_str())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert any(end - start < len(w) for w, (start, end) in reported(tokenizer, "She baked  12 buns")), "trimmed"
+    for text in [*TEXTS[:20], *TEXTS[-3:], " two  blanks", "x", ""]:
+        found = tokens(tokenizer, text)
+        whole = [(w, text[a:b]) for w, (a, b) in zip(found.written, found.spans, strict=True) if "\ufffd" not in w]
+        assert all(w == covered or (i == 0 and prefix and w == " " + covered) for i, (w, covered) in enumerate(whole))
+        assert {c for a, b in found.spans for c in range(a, b)} == set(range(len(text))), "every letter is covered"
+
+
+def reported(tokenizer, text):
+    """(what a token writes, its span as the tokenizer says)."""
+    found = tokenizer(text, return_offsets_mapping=True)
+    names = tokenizer.convert_ids_to_tokens(found["input_ids"])
+    return list(zip(names, found["offset_mapping"], strict=True))
+
+
 def test_unequal_texts_and_unknown_ways_are_refused(pair):
     left, right = tokens(pair[0], "one"), tokens(pair[1], "two")
     with pytest.raises(InputError, match="of two"):

@@ -84,7 +84,6 @@ class SparseKL(torch.autograd.Function):
         rest = torch.ones_like(tail)
         if tail.any():  # added up, since 1 - q of a student that is sure is rounding
             rest = table.scatter_(1, ids, 0.0).sum(-1).clamp(min=torch.finfo(table.dtype).tiny)
-            table.scatter_(1, ids, q)
         whole = mass.sum(-1) + tail
         ctx.save_for_backward(table, ids, whole[:, None] * q - mass, whole - tail / rest)
         known = (torch.special.xlogy(mass, mass) - mass * logq).sum(-1)
