@@ -160,7 +160,7 @@ def test_the_chunk_rule_is_the_share_of_every_way_to_write_a_group(both, seed, m
         found = as_dicts(targets.build("offsets", both, text, scored, text))
         left, right = (alignment.tokens(t, text) for t in (both.teacher, both.student))
         own = [*right.ids, both.student.eos_token_id]
-        (placed,) = targets.place(left, right, text, text)
+        placed = targets.place(left, right, text, text)
         border = compared = 0
         for (i, top), (j, other) in targets.merged(placed):
             ids = scored.ids.tolist()
@@ -239,6 +239,18 @@ def test_the_stem_of_a_word_is_not_taught_to_go_on():
     place = both.student.get_vocab()
     assert as_dicts(found)[1] == {place["▁bun"]: 1.0}
     assert as_dicts(found)[2] == pytest.approx({place["s"]: 0.1}) and found.tail[2] == pytest.approx(0.9)
+
+
+def test_what_the_teacher_held_for_impossible_is_a_tail():
+    """Text that the teacher would never have cut so: what stands there has no mass, everything else has it all."""
+    texts = ["two buns", "two"] * 9
+    both = Vocabularies(build_word_tokenizer(texts), build_sentence_tokenizer(["two bun"] * 9 + ["s"], 40))
+    names = both.teacher.get_vocab()
+    ids = [names["two"], names[" buns"], 1]
+    likely = [{ids[0]: 1.0}, {names["two"]: 1.0, names[" buns"]: 0.0}, {1: 1.0}]
+    found = targets.build("offsets", both, "two buns", told(both.teacher, ids, likely), "two buns")
+    assert numpy.isfinite(found.mass).all() and numpy.allclose(found.mass.sum(1) + found.tail, 1)
+    assert found.mass[2].sum() == 0 and found.tail[2] == 1
 
 
 def test_what_the_students_tokens_hold_already_is_certain():

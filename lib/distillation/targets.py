@@ -122,7 +122,7 @@ def build(way: str, both: Vocabularies, taught: str, scored: Scored, completion:
             )
         placed = place(teacher, student, taught, completion)
         rule = chunked if way == "offsets" else published
-        for position, row in rule(way, both, scored, *placed) if placed else ():
+        for position, row in rule(way, both, scored, placed) if placed else ():
             rows[position] = row
     return packed(rows)
 
@@ -144,7 +144,7 @@ def packed(rows: list[tuple[dict[int, float], str]]) -> Targets:
 
 @dataclass(frozen=True)
 class Placed:
-    """Tokens of both sides over the part of the student's text that both wrote, [start, end) in letters of it.
+    """Tokens of both sides over the part of the student's text that both wrote.
 
     teacher, student  their tokens in that part, with spans in the student's whole text
     first, other      where those begin in their whole sequences
@@ -158,10 +158,10 @@ class Placed:
     ended: bool
 
 
-def place(teacher: Tokens, student: Tokens, taught: str, completion: str) -> tuple[Placed] | None:
+def place(teacher: Tokens, student: Tokens, taught: str, completion: str) -> Placed | None:
     """Where the student's text holds what the teacher wrote: all, or its steps as whole lines of both; else None."""
     if taught == completion:
-        return (Placed(teacher, student, 0, 0, True),)
+        return Placed(teacher, student, 0, 0, True)
     shared = steps_of(taught)
     here, there = (re.search(rf"(?:^|\n)({re.escape(shared)})(?:\n|$)", text) for text in (taught, completion))
     if not shared or not here or not there:
@@ -169,7 +169,7 @@ def place(teacher: Tokens, student: Tokens, taught: str, completion: str) -> tup
     here, there = here.start(1), there.start(1)
     left, first = between(teacher, here, here + len(shared), there - here, completion)
     right, other = between(student, there, there + len(shared), 0, completion)
-    return (Placed(left, right, first, other, False),)
+    return Placed(left, right, first, other, False)
 
 
 def between(side: Tokens, start: int, end: int, by: int, text: str) -> tuple[Tokens, int]:
@@ -282,7 +282,8 @@ def chunk(both: Vocabularies, scored: Scored, placed: Placed, left: tuple, right
         open_ones = [q for q in range(i, top - 1) if placed.teacher.spans[q][1] > held]
         certain = float(numpy.exp(sum(scored.logps[placed.first + q] for q in open_ones)))
         alike = {ids: p for ids, p in ways.items() if ids[:at] == own[: min(at, len(ids))]}
-        share = certain * (sum(ways.values()) / sum(alike.values()) if at else 1.0)
+        total = sum(alike.values())  # 0 where the teacher held what stands there for impossible
+        share = certain * (sum(ways.values()) / total if at and total else 1.0)
         mass = Counter({token: 0.0})
         for ids, p in alike.items():
             if len(ids) > at:

@@ -138,9 +138,7 @@ class Distiller(Trainer):
         found = sparse_kl(logits, inputs["ids"], inputs["mass"], inputs["tail"]).sum()
         found = found / (len(logits) if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            found = (
-                found * self.accelerator.num_processes
-            )  # the count is of all processes, whose gradients are averaged
+            found = found * self.accelerator.num_processes  # they all are counted, and their gradients averaged
         return (found, {}) if return_outputs else found
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
