@@ -106,7 +106,7 @@ def explain(stages: list[str], parameters: dict, directory: Path) -> int:
     """What a run would do. A stage after one that would run can only say that it depends on what comes of it."""
     stale: list[str] = []
     for stage in stages:
-        before = [name for name in stale if name in [s.strip("()") for s in STAGES[stage]]]
+        before = [name for name in stale if name in [s.strip("()") for s in pipeline.reads(stage, parameters[stage])]]
         try:
             why = pipeline.why_stale(stage, directory / stage, pipeline.plan(stage, parameters[stage], directory))
         except InputError as error:

@@ -14,7 +14,10 @@ from lib import calculator, proofs
 from lib.problems import Problem
 
 MARKER = "####"
-STATED = re.compile(r"the answer is:? ?", re.IGNORECASE)  # the other way to state an answer
+STATED = re.compile(r"the answer is:? ?", re.IGNORECASE)  # another way to state an answer
+TAG = re.compile(
+    r"<answer>((?:(?!</?answer>)[^\n])*)(?:</answer>)?"
+)  # a third; a missing end is forgiven, as by its users
 ANNOTATION = re.compile(rf"<<([^\n]{{0,{calculator.MAX_ANNOTATION}}}?)>>")
 # A sign may stand before or after a currency sign; a fraction is two whole numbers. `%` and a final stop are dropped.
 NUMBER = re.compile(rf"([-+−]?) ?[$€£]? ?([-+−]?)({calculator.NUMBER})(?: ?/ ?([0-9]{{1,15}}))?")
@@ -34,8 +37,8 @@ class Step(NamedTuple):
 def extract(text: str) -> str | None:
     """The answer a text states, else None.
 
-    It is what follows the last `####` that is followed by anything on its line; in a text without `####`, what follows
-    the last "The answer is".
+    It is what follows the last `####` that is followed by anything on its line; in a text without `####`, what the last
+    `<answer>` that holds anything holds; in a text with neither, what follows the last "The answer is".
     """
     if MARKER not in text:
         return _stated(text)[1]
@@ -46,12 +49,18 @@ def extract(text: str) -> str | None:
 
 
 def chain(text: str) -> str:
-    """A text without the answer that it states at its end: what stands before the last `####` or "The answer is"."""
+    """A text without the answer that it states at its end: what stands before the last `####`, `<answer>` or the like."""
     return text.rpartition(MARKER)[0] if MARKER in text else text[: _stated(text)[0]]
 
 
 def _stated(text: str) -> tuple[int, str | None]:
-    """Where the last "The answer is" begins that is followed by anything, and by what; (length, None) without one."""
+    """Where the last `<answer>` begins, or else the last "The answer is", that is followed by anything, and by what.
+
+    (length, None) without one.
+    """
+    if "<answer>" in text:
+        tagged = [(match.start(), match[1].strip()) for match in TAG.finditer(text) if match[1].strip().strip(".")]
+        return tagged[-1] if tagged else (len(text), None)
     found = list(STATED.finditer(text))
     ends = [match.start() for match in found[1:]] + [len(text)]
     for match, end in reversed(list(zip(found, ends, strict=False))):

@@ -377,15 +377,15 @@ def collect(found: str | Path, **what) -> dict:
     return result_row(predictions, json.loads((Path(found) / "timing.json").read_text()), **what)
 
 
-def by_steps(predictions: list[dict], tests: dict[str, Problem], task: str) -> dict[str, dict[int, tuple[int, int]]]:
-    """{label: {steps a problem needs: (right, asked)}} over all seeds of one task."""
-    counts: dict[str, dict[int, tuple[int, int]]] = {}
+def by_steps(predictions: list[dict], tests: dict[str, Problem], task: str, meta: str = "") -> dict[str, dict]:
+    """{label: {steps a problem needs, or its meta[meta]: (right, asked)}} over all seeds of one task."""
+    counts: dict[str, dict] = {}
     for p in predictions:
         if p["task"] == task:
-            method = counts.setdefault(p["label"], {})
-            steps = len(tests[p["problem"]].steps)
-            right, asked = method.get(steps, (0, 0))
-            method[steps] = (right + p["correct"], asked + 1)
+            method, problem = counts.setdefault(p.get("label", p["method"]), {}), tests[p["problem"]]
+            kind = problem.meta.get(meta) if meta else len(problem.steps)
+            right, asked = method.get(kind, (0, 0))
+            method[kind] = (right + p["correct"], asked + 1)
     return counts
 
 

@@ -249,6 +249,27 @@ def lora_config(model, rank: int, alpha: int | None = None):
     )
 
 
+def adapter_bytes(model, rank: int) -> int:
+    """The size of a LoRA adapter of `rank` on disk: rank * (inputs + outputs) numbers a linear layer, the head aside.
+
+    Four bytes each: peft keeps an adapter in float32 whatever the base model's precision is.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    return 4 * rank * sum(m.in_features + m.out_features for m in layers)
+
+
+def check_adapter(model, rank: int, limit_mb: float) -> None:
+    """Raise InputError, with the highest rank that fits, where a LoRA adapter would take more than `limit_mb` MB."""
+    size = adapter_bytes(model, rank) / 1e6
+    if limit_mb and size > limit_mb:
+        fits = int(limit_mb // (size / rank))
+        advice = f"use rank {fits} or less" if fits else "no rank fits; raise max_adapter_mb"
+        raise InputError(f"A LoRA adapter of rank {rank} takes {size:.1f} MB, more than {limit_mb:g} MB; {advice}.")
+
+
 def add_special_tokens(model, tokenizer, tokens: list[str]) -> list[int]:
     """Add `tokens` to both vocabularies and return their ids; new rows are the mean of the old ones.
 

@@ -20,12 +20,12 @@ from lib.launch import CELL, LOG, NOTEBOOKS, RESULT
 from lib.stage import DATA, FINISHED, ROOT, data_digest, file_hash, sync, write_json
 
 PROFILES = NOTEBOOKS / "profiles"
-# Each stage with the stages it reads; those in brackets are read where they exist.
+# Each stage with the stages it reads; those in brackets where they exist, "x if p" where its parameter p is true.
 STAGES: dict[str, list[str]] = {
     "01_data_inspection": [],
     "02_prompting": ["01_data_inspection"],
-    "03_sft": ["01_data_inspection"],
-    "04_rft_generation": ["01_data_inspection"],
+    "03_sft": ["01_data_inspection", "02_prompting if from_prompting"],
+    "04_rft_generation": ["01_data_inspection", "02_prompting if from_prompting"],
     "05_dpo_self_training": ["01_data_inspection"],
     "06_dot_training": ["01_data_inspection", "(04_rft_generation)"],
     "07_coconut_stages": ["01_data_inspection", "(03_sft)"],
@@ -165,6 +165,12 @@ def full_name(stage: str, where: str) -> str:
 
 
 # ----- plan, manifest, commit
+def reads(stage: str, parameters: dict) -> list[str]:
+    """The stages that a stage with these parameters reads; those in brackets where they exist."""
+    named = [name.partition(" if ") for name in STAGES[stage]]
+    return [name for name, _, wanted_by in named if not wanted_by or parameters[wanted_by]]
+
+
 def read_manifest(directory: Path) -> dict | None:
     """A finished stage's manifest; None where there is none, or none that can be read."""
     try:
@@ -179,7 +185,7 @@ def plan(stage: str, parameters: dict, run_directory: Path) -> dict:
     code = [c for c in cells(stage) if not c["tags"] & ASIDE_TAGS and "parameters" not in c["tags"]]
     code = [re.sub(r"(?m)^\s*[%!].*$", "", cell["source"]) for cell in code]  # Jupyter's own commands
     inputs = {}
-    for name in STAGES[stage]:
+    for name in reads(stage, parameters):
         manifest = read_manifest(run_directory / name.strip("()"))
         if manifest is None and "(" not in name:
             raise InputError(

@@ -14,7 +14,7 @@ METHODS = (
     "in_context_cot self_training dpo_self_training "
     "coconut coconut_no_thought coconut_pause_as_thought coconut_jacobi coconut_no_curriculum coconut_pause_token "
     "dot dot_multi_pass "
-    "distilled_samples distilled_offsets distilled_dtw distilled_dtw_normalised distilled_gold"
+    "distilled_samples distilled_offsets distilled_dtw distilled_dtw_normalised distilled_gold chat_cot"
 ).split()
 
 

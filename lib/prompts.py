@@ -14,7 +14,7 @@ from lib.errors import InputError
 from lib.problems import Problem, canonical
 
 BORDER = {"zero_shot_answer": " ", "in_context_answer": "\n"}  # as published
-SURFACE_FORMS = ("canonical", "t5", "instruction")
+SURFACE_FORMS = ("canonical", "t5", "instruction", "tagged")
 INSTRUCTION = "Here is a task in words. Write a response that solves it step by step."
 FORMATS = ("zero_shot_answer", "zero_shot_cot", "in_context_answer", "in_context_cot")
 
@@ -50,19 +50,39 @@ def examples(items: list[Problem] | list[Example], style: str = "cot") -> list[E
     return [x if isinstance(x, Example) else Example(x, prompt(x), completion(x, style), style) for x in items]
 
 
-def in_surface_form(problems: list[Problem], form: str) -> list[Problem] | list[Example]:
-    """Problems in one of SURFACE_FORMS; in the form "canonical" they stay as they are, since all write them so."""
+def in_surface_form(problems: list[Problem], form: str, style: str = "cot") -> list[Problem] | list[Example]:
+    """Problems in one of SURFACE_FORMS, their solutions in `style` (see `completion`; T5's and instructions in chains).
+
+    In the form "canonical" they stay as they are, since all write them so.
+    """
     if form not in SURFACE_FORMS:
         raise InputError(f"Unknown form {form!r}; use {', '.join(SURFACE_FORMS)}.")
-    if form == "t5":
-        return [in_t5_form(p) for p in problems]
-    return [as_instruction(p) for p in problems] if form == "instruction" else problems
+    if form in ("t5", "instruction") and style != "cot":
+        raise InputError(f'The form "{form}" writes chains of thought; use the style cot with it, or another form.')
+    if form == "canonical":
+        return problems
+    if form == "tagged":
+        return [in_tagged_form(p, style) for p in problems]
+    return [in_t5_form(p) if form == "t5" else as_instruction(p) for p in problems]
 
 
 def as_instruction(problem: Problem) -> Example:
     """A problem in the layout that Alpaca made common and DPO-ST uses for Llama; the solution is the canonical one."""
     asked = f"{INSTRUCTION}\n\n### Instruction:\n{problem.question}\n\n### Response:\n"
     return Example(problem, asked, solution(problem), "instruction")
+
+
+def in_tagged_form(problem: Problem, style: str = "cot") -> Example:
+    """A problem as the course on unit conversion writes it: the bare question, then `<answer>n</answer>` after a blank.
+
+    No chat template. The blank belongs to the completion, so that a prompt ends where a token ends.
+    """
+    return Example(problem, problem.question, " " + tagged(problem, style), "tagged")
+
+
+def tagged(problem: Problem, style: str = "cot") -> str:
+    """A solution whose answer stands in tags: the steps, one a line, and `<answer>n</answer>`; or the tags alone."""
+    return "\n".join([*(problem.steps if style == "cot" else ()), f"<answer>{problem.answer}</answer>"])
 
 
 # ----- the four formats
@@ -196,17 +216,40 @@ CHATML = (
 )
 
 
-def chat(problem: Problem, tokenizer, system: str = "", shots: list[Problem] = ()) -> Example:
+def conversations(
+    problems: list[Problem],
+    pool: list[Problem],
+    tokenizer,
+    system: str,
+    n_shots: int,
+    seed: int = 0,
+    form: str = "canonical",
+) -> list[Example]:
+    """Problems as `chat`, each with its own seeded exemplars of `pool` in front."""
+    return [chat(p, tokenizer, system, exemplars(p, pool, n_shots, seed), form) for p in problems]
+
+
+def with_conversations(mixed: list[Example], share: float, pool: list[Problem], *more) -> list[Example]:
+    """`mixed`, but that a share of them, evenly spread, are written as `conversations(..., pool, *more)` instead."""
+    if not 0 <= share <= 1:
+        raise InputError(f"chat_share must lie between 0 and 1, not {share}.")
+    chosen = {i for i in range(len(mixed)) if int((i + 1) * share) > int(i * share)}
+    return [conversations([e.problem], pool, *more)[0] if i in chosen else e for i, e in enumerate(mixed)]
+
+
+def chat(problem: Problem, tokenizer, system: str = "", shots: list[Problem] = (), form: str = "canonical") -> Example:
     """A problem as a conversation in the model's own chat template, ending where the assistant is to speak.
 
     system  what the model is told first; shots  worked problems, each a turn of user and assistant
+    form    how solutions are written: "tagged", or as everywhere
     Raises InputError for a tokenizer without a chat template.
     """
     if not tokenizer.chat_template:
         raise InputError(f"{tokenizer.name_or_path} has no chat template; use an instruct model, or another format.")
+    write = tagged if form == "tagged" else solution
     messages = [{"role": "system", "content": system}] if system else []
     for shot in shots:
-        messages += [{"role": "user", "content": shot.question}, {"role": "assistant", "content": solution(shot)}]
+        messages += [{"role": "user", "content": shot.question}, {"role": "assistant", "content": write(shot)}]
     messages.append({"role": "user", "content": problem.question})
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE)
-    return Example(problem, text, solution(problem), "chat")
+    return Example(problem, text, write(problem), "chat")

@@ -13,7 +13,7 @@ from lib import models, prompts, trainers
 from lib.errors import InputError
 from lib.problems import Problem, write_jsonl
 from lib.prompts import Example
-from lib.tokenization import build_tokenizer, build_word_tokenizer, tokenize
+from lib.tokenization import TURNS, build_tokenizer, build_word_tokenizer, tokenize
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Config:
     accumulation   forward passes a step; batch_size must be a multiple of it
     learning_rate  peak, reached after warmup_steps and brought down along a cosine to min_lr_rate of itself
     max_length     longest prompt with completion, in tokens; longer problems are left out and counted
-    lora_rank      0 trains every weight, else a LoRA adapter of this rank on every linear layer
+    lora_rank      0 trains every weight, else a LoRA adapter of this rank on every linear layer; lora_alpha: its scale
+                   times the rank, 0 is twice the rank; max_adapter_mb: refuse a larger adapter, 0 is no limit
     dropout        every rate of dropout in the model's config; None leaves them as they are
     words          a preset's tokens are the words and digits of the problems, as a diffusion model's are (lib.dot);
                    digits: each digit is one of them
@@ -48,6 +49,8 @@ class Config:
     max_length: int = 512
     vocab_size: int = 1024
     lora_rank: int = 0
+    lora_alpha: int = 0
+    max_adapter_mb: float = 0.0
     dropout: float | None = None
     words: bool = False
     digits: bool = True
@@ -143,6 +146,8 @@ def load(config: Config, problems: list[Problem] | list[Example]):
         tokenizer = build_word_tokenizer(every, config.digits)
     else:
         tokenizer = build_tokenizer(texts, config.vocab_size)
+        if any(TURNS[0] in text for text in texts):
+            tokenizer.chat_template = prompts.CHATML
     models.seed_everything(config.seed)
     return models.load_model(config.model, tokenizer, device=config.device, dropout=config.dropout)
 
@@ -180,7 +185,7 @@ def make_trainer(config: Config, model, tokenizer, train, valid, out_dir: Path):
         if config.lora_rank:
             from peft import get_peft_model
 
-            model = get_peft_model(model, models.lora_config(model, config.lora_rank))
+            model = get_peft_model(model, models.lora_config(model, config.lora_rank, config.lora_alpha))
         trainer = Seq2SeqTrainer(
             model=model,
             args=Seq2SeqTrainingArguments(**arguments),
@@ -204,7 +209,7 @@ def make_trainer(config: Config, model, tokenizer, train, valid, out_dir: Path):
             train_dataset=train,
             eval_dataset=valid,
             processing_class=tokenizer,
-            peft_config=models.lora_config(model, config.lora_rank) if config.lora_rank else None,
+            peft_config=models.lora_config(model, config.lora_rank, config.lora_alpha) if config.lora_rank else None,
         )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(trainers.callbacks(f"sft {config.style}", config.steps))
@@ -234,6 +239,8 @@ def train(
     """
     out_dir = Path(out_dir)
     model, tokenizer = load(config, train)
+    if config.lora_rank:
+        models.check_adapter(model, config.lora_rank, config.max_adapter_mb)
     two_sided = model.config.is_encoder_decoder
     models.seed_everything(config.seed)
     trainer = make_trainer(

@@ -11,16 +11,20 @@ from collections.abc import Iterable
 PIECES = r"<<|>>|#### ?|(?: |(?<![A-Za-z]))[a-z][0-9]+(?![A-Za-z0-9])|[0-9]| ?[A-Za-z]+| ?[^\sA-Za-z0-9]|\s"
 WORDS = r"\n|<<|>>|#+|(?: |(?<![A-Za-z]))[a-z][0-9]+(?![A-Za-z0-9])| ?DIGITS| ?[A-Za-z]+| ?[^\sA-Za-z0-9]|\s"
 PAD, EOS, SEP, UNKNOWN = "<pad>", "<eos>", "<sep>", "<unk>"
+TURNS = ["<|im_start|>", "<|im_end|>"]  # what parts the turns of a conversation in ChatML
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int = 1024):
     """A `PreTrainedTokenizerFast` of at most `vocab_size` tokens trained on `texts`; <pad> is 0 and <eos> is 1.
 
-    The 256 byte tokens are always there, so that a text unlike the training texts still encodes.
+    The 256 byte tokens are always there, so that a text unlike the training texts still encodes. Where conversations
+    are among the texts, each of TURNS is one special token.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    texts = list(texts)
+    turns = TURNS if any(TURNS[0] in text for text in texts) else []
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -31,13 +35,17 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 1024):
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[PAD, EOS],
+        special_tokens=[PAD, EOS, *turns],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        extra_special_tokens=turns,
+        clean_up_tokenization_spaces=False,
     )
 
 

@@ -36,6 +36,39 @@ PROBLEMS = {
 every_task = pytest.mark.parametrize("task", PROBLEMS)
 
 
+TAGGED = {
+    "<answer>6000</answer>": "6000",
+    " <answer> 6000 </answer>\n": "6000",
+    "6 * 1000 = <answer>6000</answer>": "6000",
+    "<answer>6000": "6000",  # an end that lacks is forgiven
+    "<answer>1</answer> no, <answer>2</answer>": "2",
+    "<answer>1</answer> <answer></answer>": "1",
+    "<answer>1 <answer>2</answer>": "2",
+    "<answer>6\n000</answer>": "6",
+    "The answer is 5. <answer>6</answer>": "6",
+    "<answer>6</answer>\n#### 7": "7",
+    "<answer></answer>": None,
+    "<answer>.</answer>": None,
+    "</answer>6": None,
+    "answer 6": None,
+}
+
+
+@pytest.mark.parametrize("text", TAGGED)
+def test_an_answer_may_stand_in_tags(text):
+    assert extract(text) == TAGGED[text]
+    if TAGGED[text] and "####" not in text:
+        assert "<answer>" + TAGGED[text] not in chain(text)
+
+
+@many
+@given(st.text(alphabet="<>/answer# 1\n", max_size=60))
+def test_no_text_with_tags_breaks_the_arbiter(text):
+    found = extract(text)
+    assert found is None or (found.strip(".") and "\n" not in found and found in text)
+    assert text.startswith(chain(text))
+
+
 def answering(answer, **meta):
     return make_problem("?", [], answer, "made_up", **meta)
 

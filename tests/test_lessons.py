@@ -9,11 +9,13 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from lib import answers, calculator, evaluation, preferences, problems, rft, selection, synthetic
+from lib import answers, calculator, evaluation, models, preferences, problems, rft, selection, synthetic
 from lib.errors import InputError
 from lib.lessons import check as lessons
 from lib.lessons import (
@@ -27,6 +29,7 @@ from lib.lessons import (
     lesson_08,
     lesson_09,
 )
+from lib.tasks import units
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -362,6 +365,176 @@ def test_the_librarys_loss_passes():
     assert lessons.check("3.2", lambda logits, labels: cross_entropy(logits[:-1], labels[1:])).passed
 
 
+# --- 3.3: an adapter ---
+
+
+def adapting(model, rank, inputs=True, give=lambda model, adapted: adapted, **changed):
+    """An adapter by the book but for what is given by name."""
+    from peft import LoraConfig, get_peft_model
+
+    if inputs:
+        model.enable_input_require_grads()
+    wanted = {"r": rank, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | changed
+    return give(model, get_peft_model(model, LoraConfig(**wanted)))
+
+
+def all_training(model, adapted):
+    adapted.requires_grad_(True)
+    return adapted
+
+
+PROJECTIONS = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
+WRONG_ADAPTERS = {
+    "none": (lambda model, rank: model, lesson_03.adapt_trains_adapters_alone),
+    "merged at once": (
+        partial(adapting, give=lambda model, adapted: adapted.merge_and_unload()),
+        lesson_03.adapt_trains_adapters_alone,
+    ),
+    "the base trains, too": (partial(adapting, give=all_training), lesson_03.adapt_trains_adapters_alone),
+    "the head trains, too": (partial(adapting, modules_to_save=["lm_head"]), lesson_03.adapt_trains_adapters_alone),
+    "nothing trains": (partial(adapting, inference_mode=True), lesson_03.adapt_trains_adapters_alone),
+    "peft's choice": (partial(adapting, target_modules=None), lesson_03.adapt_reaches_every_linear_layer),
+    "attention alone": (
+        partial(adapting, target_modules=PROJECTIONS[:4]),
+        lesson_03.adapt_reaches_every_linear_layer,
+    ),
+    "the head, too": (
+        partial(adapting, target_modules=[*PROJECTIONS, "lm_head"]),
+        lesson_03.adapt_reaches_every_linear_layer,
+    ),
+    "the first layer alone": (
+        partial(adapting, layers_to_transform=[0], target_modules=PROJECTIONS),
+        lesson_03.adapt_reaches_every_linear_layer,
+    ),
+    "peft's rank": (lambda model, rank: adapting(model, 8), lesson_03.adapt_has_the_rank),
+    "the rank is alpha": (partial(adapting, r=2, lora_alpha=5), lesson_03.adapt_has_the_rank),
+    "random from the start": (partial(adapting, init_lora_weights=False), lesson_03.adapt_starts_as_the_base),
+    "no gradient at the inputs": (
+        partial(adapting, inputs=False),
+        lesson_03.adapt_learns_where_layers_are_checkpointed,
+    ),
+    "the result thrown away": (
+        partial(adapting, give=lambda model, adapted: model),
+        lesson_03.adapt_returns_what_saves_the_adapter,
+    ),
+    "the inner model": (
+        partial(adapting, give=lambda model, adapted: adapted.get_base_model()),
+        lesson_03.adapt_returns_what_saves_the_adapter,
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_ADAPTERS)
+def test_wrong_adapters_are_caught(mistake):
+    caught_by("3.3", *WRONG_ADAPTERS[mistake])
+
+
+def test_an_adapter_that_is_not_returned_is_said_to_be_missing():
+    result = lessons.check("3.3", lambda model, rank: None)
+    assert all("return the model that is to be trained" in why for _, _, why in result.rows)
+
+
+def by_transformers_itself(model, rank):
+    from peft import LoraConfig
+
+    model.add_adapter(LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model.enable_input_require_grads()
+    return model
+
+
+def by_a_hook(model, rank):
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.requires_grad_())
+    return adapting(model, rank, inputs=False, target_modules=PROJECTIONS)
+
+
+def as_the_workbench_does(model, rank):
+    from peft import get_peft_model
+
+    model.gradient_checkpointing_enable()  # which says it, too
+    return get_peft_model(model, models.lora_config(model, rank))
+
+
+@pytest.mark.parametrize(
+    "right",
+    [adapting, by_transformers_itself, by_a_hook, as_the_workbench_does, partial(adapting, lora_dropout=0.1)],
+)
+def test_right_adapters_pass(right):
+    result = lessons.check("3.3", right)
+    assert result.passed, str(result)
+
+
+def test_checking_an_adapter_leaves_the_readers_random_numbers_alone():
+    import torch
+
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    lesson_03._base(), lesson_03._ids()
+    assert torch.rand(1) == expected
+
+
+# --- 3.4: what to write for a number ---
+
+
+def plain(value, figures=3):
+    """The digits of a number, rounded and written out."""
+    text = format(Decimal(f"{value:.{figures - 1}e}"), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def tagged(number, form=" <answer>{}</answer>"):
+    return lambda value: form.format(number(value))
+
+
+WRONG_TARGETS = {
+    "no blank": (tagged(plain, "<answer>{}</answer>"), lesson_03.target_is_a_tagged_number),
+    "two blanks": (tagged(plain, "  <answer>{}</answer>"), lesson_03.target_is_a_tagged_number),
+    "a line of its own": (tagged(plain, "\n<answer>{}</answer>"), lesson_03.target_is_a_tagged_number),
+    "not closed": (tagged(plain, " <answer>{}"), lesson_03.target_is_a_tagged_number),
+    "blanks inside": (tagged(plain, " <answer> {} </answer>"), lesson_03.target_is_a_tagged_number),
+    "more behind it": (tagged(plain, " <answer>{}</answer>\n"), lesson_03.target_is_a_tagged_number),
+    "no tags": (tagged(plain, " {}"), lesson_03.target_is_a_tagged_number),
+    "a number": (lambda value: float(plain(value)), lesson_03.target_is_a_tagged_number),
+    "raw floats": (tagged(str), lesson_03.target_has_three_figures),
+    "two decimals": (tagged(lambda value: plain(round(value, 2), 15)), lesson_03.target_has_three_figures),
+    "four figures": (tagged(partial(plain, figures=4)), lesson_03.target_has_three_figures),
+    "two figures": (tagged(partial(plain, figures=2)), lesson_03.target_stays_near),
+    "whole numbers": (tagged(round), lesson_03.target_stays_near),
+    "nothing": (tagged(lambda value: ""), lesson_03.target_stays_near),
+    "always a point": (tagged(lambda value: float(plain(value))), lesson_03.target_shows_no_noise),
+    "zeros stay": (
+        tagged(lambda value: format(Decimal(f"{value:.2e}"), "f")),
+        lesson_03.target_shows_no_noise,
+    ),
+    "all zeros go": (tagged(lambda value: plain(value).rstrip("0")), lesson_03.target_shows_no_noise),
+    "commas": (tagged(lambda value: f"{float(plain(value)):,.12g}"), lesson_03.target_shows_no_noise),
+    "exponents": (tagged(lambda value: f"{value:.3g}"), lesson_03.target_writes_numbers_out),
+    "small exponents": (
+        tagged(lambda v: str(int(float(plain(v)))) if v >= 100 else repr(float(plain(v))).removesuffix(".0")),
+        lesson_03.target_writes_numbers_out,
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_TARGETS)
+def test_wrong_targets_are_caught(mistake):
+    caught_by("3.4", *WRONG_TARGETS[mistake])
+
+
+def by_logarithm(value):
+    places = 2 - math.floor(math.log10(value))
+    text = f"{round(value, places):.{max(places, 0)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+@pytest.mark.parametrize("right", [plain, by_logarithm, units.significant], ids=["decimal", "logarithm", "workbench"])
+def test_right_targets_pass_and_the_arbiter_reads_them(right):
+    result = lessons.check("3.4", tagged(right))
+    assert result.passed, str(result)
+    for value in (5999.999999999999, 0.125, 20870.982787499997):
+        assert answers.number(answers.extract(f"What is it?{tagged(right)(value)}")) == answers.number(plain(value))
+
+
 # --- 2.1: one prompt after another ---
 
 
@@ -543,7 +716,7 @@ def test_paths_are_told_apart_by_whole_equations():
         return list(paths.values())
 
     for wrong in (by_expressions, joined):
-        caught_by("4.3", wrong, lesson_04.distinct_looks_at_whole_equations)
+        caught_by("4.4", wrong, lesson_04.distinct_looks_at_whole_equations)
 
 
 # --- 2.3: reading a stated answer ---
@@ -599,6 +772,144 @@ def test_the_arbiter_passes_the_exercise_on_stated_answers():
         return found and after(text)
 
     result = lessons.check("2.3", stated)
+    assert result.passed, str(result)
+
+
+# --- 2.4: many prompts, many samples ---
+
+
+def asking(
+    generate,
+    prompts,
+    limit,
+    k=None,
+    temperature=0.0,
+    budget=32,
+    *,
+    order=lambda prompts: prompts,
+    size=lambda budget, each: max(1, budget // each),
+    settings=lambda given, temperature: given,
+    of=lambda texts, i, each, n: texts[i * each : (i + 1) * each],
+    cut=lambda text, prompt: text[len(prompt) :],
+    give=lambda found, k: [samples[0] for samples in found] if k is None else found,
+):
+    """Completions by the book but for what is given by name."""
+    each, found, prompts = k or 1, [], order(prompts)
+    given = {"max_new_tokens": limit, "num_return_sequences": each, "do_sample": temperature > 0}
+    given |= {"temperature": temperature} if temperature else {}
+    n = size(budget, each)
+    for batch in (prompts[i : i + n] for i in range(0, len(prompts), n)):
+        texts = generate(batch, **settings(given, temperature))
+        found += [[cut(x, p) for x in of(texts, i, each, len(batch))] for i, p in enumerate(batch)]
+    return give(found, k)
+
+
+def flat(found, k):
+    return [text for samples in found for text in samples]
+
+
+WRONG_COMPLETIONS = {
+    "lists without k": ({"give": lambda found, k: found}, lesson_02.complete_gives_a_text_without_k),
+    "k=1 as None": (
+        {"give": lambda found, k: found if (k or 1) > 1 else flat(found, k)},
+        lesson_02.complete_gives_a_list_for_any_k,
+    ),
+    "flat for every k": ({"give": flat}, lesson_02.complete_gives_a_list_for_any_k),
+    "the first sample alone": (
+        {"of": lambda texts, i, each, n: texts[i * each : i * each + 1]},
+        lesson_02.complete_gives_a_list_for_any_k,
+    ),
+    "the prompt stays": ({"cut": lambda text, prompt: text}, lesson_02.complete_drops_the_prompt),
+    "the prompt replaced": (
+        {"cut": lambda text, prompt: text.replace(prompt, "")},
+        lesson_02.complete_drops_the_prompt,
+    ),
+    "split at the prompt": (
+        {"cut": lambda text, prompt: text.split(prompt)[-1]},
+        lesson_02.complete_drops_the_prompt,
+    ),
+    "cut at one width": ({"cut": lambda text, prompt: text[27:]}, lesson_02.complete_drops_the_prompt),
+    "stripped": (
+        {"cut": lambda text, prompt: text[len(prompt) :].strip()},
+        lesson_02.complete_drops_the_prompt,
+    ),
+    "every nth": ({"of": lambda texts, i, each, n: texts[i::n]}, lesson_02.complete_keeps_what_belongs_together),
+    "by length": (
+        {"order": lambda prompts: sorted(prompts, key=len)},
+        lesson_02.complete_keeps_what_belongs_together,
+    ),
+    "the last batch dropped": (
+        {"order": lambda prompts: prompts[:4]},
+        lesson_02.complete_keeps_what_belongs_together,
+    ),
+    "a budget of prompts": ({"size": lambda budget, each: budget}, lesson_02.complete_stays_within_the_budget),
+    "all at once": ({"size": lambda budget, each: 1000}, lesson_02.complete_stays_within_the_budget),
+    "one by one": ({"size": lambda budget, each: 1}, lesson_02.complete_fills_the_budget),
+    "no limit": (
+        {"settings": lambda s, t: {name: s[name] for name in s if name != "max_new_tokens"}},
+        lesson_02.complete_passes_the_limit_on,
+    ),
+    "always 50": ({"settings": lambda s, t: s | {"max_new_tokens": 50}}, lesson_02.complete_passes_the_limit_on),
+    "at least 50": (
+        {"settings": lambda s, t: s | {"max_new_tokens": max(50, s["max_new_tokens"])}},
+        lesson_02.complete_passes_the_limit_on,
+    ),
+    "a temperature beside greedy": (
+        {"settings": lambda s, t: s | {"temperature": t}},
+        lesson_02.complete_is_greedy_at_0,
+    ),
+    "sampling at 0": ({"settings": lambda s, t: s | {"do_sample": True}}, lesson_02.complete_is_greedy_at_0),
+    "left to the library": (
+        {"settings": lambda s, t: {name: s[name] for name in s if name != "do_sample" or t}},
+        lesson_02.complete_is_greedy_at_0,
+    ),
+    "never sampled": ({"settings": lambda s, t: s | {"do_sample": False}}, lesson_02.complete_samples_above_0),
+    "no temperature": (
+        {"settings": lambda s, t: {name: s[name] for name in s if name != "temperature"}},
+        lesson_02.complete_samples_above_0,
+    ),
+    "always 0.7": (
+        {"settings": lambda s, t: s | ({"temperature": 0.7} if t else {})},
+        lesson_02.complete_samples_above_0,
+    ),
+    "two at least": (
+        {"size": lambda budget, each: max(2, budget // each)},
+        lesson_02.complete_asks_for_one_prompt_at_least,
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_COMPLETIONS)
+def test_wrong_ways_to_ask_a_library_are_caught(mistake):
+    changes, invariant = WRONG_COMPLETIONS[mistake]
+    caught_by("2.4", partial(asking, **changes), invariant)
+
+
+def test_a_batch_of_no_prompts_is_a_finding_and_not_an_endless_loop():
+    def unguarded(generate, prompts, limit, k=None, temperature=0.0, budget=32):
+        found, n = [], budget // (k or 1)
+        while len(found) < len(prompts):
+            found += asking(generate, prompts[len(found) :][:n], limit, k, temperature)
+            generate([])
+        return found
+
+    caught_by("2.4", unguarded, lesson_02.complete_asks_for_one_prompt_at_least)
+
+
+RIGHT_COMPLETIONS = {
+    "plainly": {},
+    "by its prefix": {"cut": lambda text, prompt: text.removeprefix(prompt)},
+    "tuples": {"give": lambda found, k: tuple(x[0] if k is None else tuple(x) for x in found)},
+    "no temperature is None": {"settings": lambda s, t: s | {"temperature": t or None}},
+    "one sample is the default": {
+        "settings": lambda s, t: {name: s[name] for name in s if name != "num_return_sequences" or s[name] > 1}
+    },
+}
+
+
+@pytest.mark.parametrize("way", RIGHT_COMPLETIONS)
+def test_right_ways_to_ask_a_library_pass(way):
+    result = lessons.check("2.4", partial(asking, **RIGHT_COMPLETIONS[way]))
     assert result.passed, str(result)
 
 
@@ -749,7 +1060,160 @@ def test_right_votes_pass():
         assert result.passed, str(result)
 
 
-# --- 4.3: distinct paths ---
+# --- 4.3: what may be learned ---
+
+
+def recorded(
+    question,
+    gold,
+    text,
+    *,
+    counts=lambda chain: [chain.count("<answer>"), chain.count("</answer>")] == [1, 1],
+    ends=lambda chain: chain.endswith("</answer>"),
+    role=lambda chain: chain.split("\n")[0].strip() in ("assistant", "user", "system"),
+    read=float,
+    near=lambda number, gold: abs(number - gold) <= 0.01 * abs(gold),
+    holds=lambda pairs: bool(pairs) and all(answers.check_annotation(*pair).ok for pair in pairs),
+    give=lambda question, gold, chain, number: [question, gold, chain],
+):
+    """A record by the book but for what is given by name."""
+    chain = text.strip()
+    if not counts(chain) or not ends(chain) or role(chain):
+        return None
+    body, _, stated = chain.partition("<answer>")
+    try:
+        number = read(stated.partition("</answer>")[0])
+    except ValueError:
+        return None
+    good = near(number, gold) and holds(answers.annotations(body))
+    return give(question, gold, chain, number) if good else None
+
+
+def anything(chain):
+    return True
+
+
+WRONG_RECORDS = {
+    "the text as it came": (lambda q, g, t: recorded(q, g, t) and [q, g, t], lesson_04.record_keeps_what_holds),
+    "the question in front": (
+        partial(recorded, give=lambda q, g, c, n: [q, g, f"{q}\n{c}"]),
+        lesson_04.record_keeps_what_holds,
+    ),
+    "without its tag": (
+        partial(recorded, give=lambda q, g, c, n: [q, g, c.partition("<answer>")[0]]),
+        lesson_04.record_keeps_what_holds,
+    ),
+    "the order of the text": (
+        partial(recorded, give=lambda q, g, c, n: [q, c, g]),
+        lesson_04.record_keeps_what_holds,
+    ),
+    "the model's answer": (partial(recorded, give=lambda q, g, c, n: [q, n, c]), lesson_04.record_keeps_gold),
+    "gold rounded": (partial(recorded, give=lambda q, g, c, n: [q, round(g), c]), lesson_04.record_keeps_gold),
+    "chains without an end": (
+        partial(recorded, counts=lambda chain: "<answer>" in chain, ends=anything),
+        lesson_04.record_wants_the_tag_closed,
+    ),
+    "the first of several": (
+        partial(recorded, counts=anything, holds=anything),
+        lesson_04.record_wants_the_tag_closed,
+    ),
+    "text after the tag": (partial(recorded, ends=anything), lesson_04.record_ends_with_the_answer),
+    "any number in it": (
+        partial(
+            recorded, read=lambda text: float(re.findall(r"[\d.]+", text.replace(",", ""))[0] if text.strip() else 0)
+        ),
+        lesson_04.record_reads_a_bare_number,
+    ),
+    "an expression": (
+        partial(recorded, read=lambda text: calculator.evaluate(text).value or 0),
+        lesson_04.record_reads_a_bare_number,
+    ),
+    "as the arbiter reads": (
+        partial(recorded, read=lambda text: float(answers.number(text) or 0)),
+        lesson_04.record_reads_a_bare_number,
+    ),
+    "far is what is more than 1 % off, and nan is not": (
+        partial(recorded, near=lambda number, gold: not abs(number - gold) > 0.01 * gold),
+        lesson_04.record_reads_a_bare_number,
+    ),
+    "another error than float's": (
+        partial(recorded, read=lambda text: float(Decimal(text))),
+        lesson_04.record_reads_a_bare_number,
+    ),
+    "raises on junk": (
+        lambda q, g, t: (t.split("<answer>")[1], recorded(q, g, t))[1],
+        lesson_04.record_survives_junk,
+    ),
+    "5 %": (partial(recorded, near=lambda n, gold: abs(n - gold) < 0.05 * gold), lesson_04.record_is_strict),
+    "exactly": (partial(recorded, near=lambda n, gold: abs(n - gold) < 1e-6 * gold), lesson_04.record_is_strict),
+    "1 up or down": (partial(recorded, near=lambda n, gold: abs(n - gold) < 1), lesson_04.record_is_strict),
+    "not above": (partial(recorded, near=lambda n, gold: n - gold < 0.01 * gold), lesson_04.record_is_strict),
+    "no sign": (partial(recorded, near=lambda n, g: abs(abs(n) - g) < 0.01 * g), lesson_04.record_is_strict),
+    "arithmetic not looked at": (partial(recorded, holds=anything), lesson_04.record_checks_the_arithmetic),
+    "nothing checked is right": (
+        partial(recorded, holds=lambda pairs: all(answers.check_annotation(*pair).ok for pair in pairs)),
+        lesson_04.record_checks_the_arithmetic,
+    ),
+    "the last annotation alone": (
+        partial(recorded, holds=lambda pairs: bool(pairs) and answers.check_annotation(*pairs[-1]).ok),
+        lesson_04.record_checks_the_arithmetic,
+    ),
+    "one that holds is enough": (
+        partial(recorded, holds=lambda pairs: any(answers.check_annotation(*pair).ok for pair in pairs)),
+        lesson_04.record_checks_the_arithmetic,
+    ),
+    "no value agrees with no value": (
+        partial(
+            recorded,
+            holds=lambda pairs: (
+                bool(pairs) and all(calculator.evaluate(a).value == calculator.evaluate(b).value for a, b in pairs)
+            ),
+        ),
+        lesson_04.record_checks_the_arithmetic,
+    ),
+    "the role in front": (partial(recorded, role=lambda chain: False), lesson_04.record_begins_with_the_solution),
+    "assistant alone": (
+        partial(recorded, role=lambda chain: chain.startswith("assistant")),
+        lesson_04.record_begins_with_the_solution,
+    ),
+    "the role cut off": (
+        lambda q, g, t: recorded(q, g, re.sub(r"\A(assistant|user|system)\n", "", t)),
+        lesson_04.record_begins_with_the_solution,
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_RECORDS)
+def test_wrong_records_are_caught(mistake):
+    caught_by("4.3", *WRONG_RECORDS[mistake])
+
+
+def by_one_expression(question, gold, text):
+    """A whole record in a regular expression, as a tuple."""
+    found = re.fullmatch(r"\s*((?:(?!</?answer>).)*)<answer>\s*(-?\d+(?:\.\d*)?)\s*</answer>\s*", text, re.S)
+    if not found or found[1].split("\n")[0] in ("assistant", "user", "system"):
+        return None
+    pairs = answers.annotations(found[1])
+    values = [calculator.evaluate(expression).value for expression, _ in pairs]
+    held = [v is not None and calculator.agrees(v, stated) for v, (_, stated) in zip(values, pairs, strict=True)]
+    near = abs(float(found[2]) / gold - 1) < 0.01
+    return (question, gold, text.strip()) if near and held and all(held) else None
+
+
+@pytest.mark.parametrize("right", [recorded, by_one_expression])
+def test_right_records_pass(right):
+    result = lessons.check("4.3", right)
+    assert result.passed, str(result)
+
+
+@pytest.mark.parametrize("number", ["2.4", "3.3", "3.4", "4.3"])
+def test_every_invariant_of_the_exercises_on_units_is_what_some_mistake_breaks(number):
+    tables = {"2.4": WRONG_COMPLETIONS, "3.3": WRONG_ADAPTERS, "3.4": WRONG_TARGETS, "4.3": WRONG_RECORDS}
+    assert {invariant for _, invariant in tables[number].values()} == set(EXERCISES[number].invariants)
+    assert len(EXERCISES[number].hints) == 3
+
+
+# --- 4.4: distinct paths ---
 
 
 def kept(texts, path=lambda pairs: tuple(f"{a}={b}".replace(" ", "") for a, b in pairs), keep=dict.setdefault):
@@ -802,7 +1266,7 @@ WRONG_KEEPERS = {
 
 @pytest.mark.parametrize("mistake", WRONG_KEEPERS)
 def test_wrong_keepers_of_paths_are_caught(mistake):
-    caught_by("4.3", *WRONG_KEEPERS[mistake])
+    caught_by("4.4", *WRONG_KEEPERS[mistake])
 
 
 def test_the_paths_of_the_workbench_are_those_of_the_exercise():
@@ -814,7 +1278,7 @@ def test_the_paths_of_the_workbench_are_those_of_the_exercise():
             found.setdefault(rft.equations(problem, text), text)
         return list(found.values())
 
-    result = lessons.check("4.3", keep)
+    result = lessons.check("4.4", keep)
     assert result.passed, str(result)
 
 
@@ -951,7 +1415,7 @@ def test_hints_come_one_by_one_from_vague_to_plain(capsys):
     assert everything.startswith(first) and everything.count("\n") == 3
 
 
-# --- 4.4: a scoring rule ---
+# --- 4.5: a scoring rule ---
 
 
 def traceable(given, chain):
@@ -1015,11 +1479,11 @@ WRONG_SCORES = {
 
 @pytest.mark.parametrize("mistake", WRONG_SCORES)
 def test_wrong_scores_are_caught(mistake):
-    caught_by("4.4", *WRONG_SCORES[mistake])
+    caught_by("4.5", *WRONG_SCORES[mistake])
 
 
 def test_a_right_score_passes_and_is_the_one_of_the_verifier():
-    assert lessons.check("4.4", traceable).passed
+    assert lessons.check("4.5", traceable).passed
     p = problems.make_problem("5 cats and 3 dogs", ["<<5+3=8>>8", "<<8*7=56>>56"], "56", "made_up")
     assert synthetic.check(p)["operands_traceable"] == traceable([5, 3], [([5, 3], 8), ([8, 7], 56)]) == 0.75
 

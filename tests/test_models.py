@@ -286,6 +286,38 @@ def test_lora_scales_by_twice_the_rank_unless_told(tiny_llama):
     assert models.lora_config(model, 8).lora_dropout == 0
 
 
+# 32 layers, width 960, keys and values of width 320, 2560 within: SmolLM2 360M, counted without making its weights.
+SMOLLM2 = dict(
+    hidden_size=960,
+    intermediate_size=2560,
+    num_hidden_layers=32,
+    num_attention_heads=15,
+    num_key_value_heads=5,
+    vocab_size=49152,
+    tie_word_embeddings=True,
+)
+
+
+def test_the_size_of_an_adapter_is_known_before_it_is_trained(tiny_llama, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**SMOLLM2))
+    assert sum(weight.numel() for weight in model.parameters()) == 361_821_120
+    assert models.adapter_bytes(model, 1) == 4 * 542_720
+    models.check_adapter(model, 9, 20.0)
+    models.check_adapter(model, 999, 0.0)
+    with pytest.raises(InputError, match="rank 10 takes 21.7 MB, more than 20 MB; use rank 9 or less"):
+        models.check_adapter(model, 10, 20.0)
+    with pytest.raises(InputError, match="no rank fits"):
+        models.check_adapter(model, 4, 1.0)
+    small, tokenizer = adapted(tiny_llama)
+    models.save_model(small, tokenizer, tmp_path)
+    base, _ = models.load_model(str(tiny_llama), device="cpu")
+    header = (tmp_path / "adapter_model.safetensors").stat().st_size - models.adapter_bytes(base, 4)
+    assert 0 < header < 8000
+
+
 def spoil(file, content):
     def act(directory):
         if content is None:

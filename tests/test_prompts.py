@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import models, prompts, sft, tokenization
+from lib import answers, models, prompts, sft, tokenization
 from lib.answers import annotations, extract, is_correct, same
 from lib.errors import InputError
 from lib.problems import canonical, make_problem
@@ -368,3 +368,40 @@ def test_a_chat_is_the_same_tomorrow(tmp_path):
 def test_no_fewer_exemplars_than_none():
     with pytest.raises(InputError, match="n_shots must be at least 0"):
         exemplars(POOL[0], POOL, -1)
+
+
+def test_conversations_have_exemplars_of_their_own_and_never_the_problem_itself(chatty):
+    pool = word_problems.generate(40, seed=2)
+    talks = prompts.conversations(pool[:20], pool, chatty, "Be brief.", 1, seed=3, form="tagged")
+    for talk, problem in zip(talks, pool[:20], strict=True):
+        assert talk.prompt.count(problem.question) == 1 and talk.prompt.count("<answer>") == 1
+        assert talk.completion == prompts.tagged(problem) and talk.form == "chat"
+    assert len({talk.prompt.split("user")[1] for talk in talks}) > 10
+
+
+@pytest.mark.parametrize("share, wanted", [(0.0, 0), (0.7, 28), (1.0, 40)])
+def test_the_share_of_conversations_is_exact_and_evenly_spread(chatty, share, wanted):
+    pool = word_problems.generate(40, seed=2)
+    mixed = prompts.mixture(pool, pool, [0, 1, 0, 0], 1)
+    found = prompts.with_conversations(mixed, share, pool, chatty, "", 1)
+    assert [e.problem for e in found] == pool
+    assert sum(e.form == "chat" for e in found) == wanted
+    assert abs(sum(e.form == "chat" for e in found[:20]) - wanted / 2) <= 1
+    assert all(e == other for e, other in zip(found, mixed, strict=True) if e.form != "chat")
+
+
+def test_a_share_that_is_none_is_refused(chatty):
+    for share in (-0.1, 1.1):
+        with pytest.raises(InputError, match="chat_share must lie between 0 and 1"):
+            prompts.with_conversations([], share, [], chatty)
+
+
+def test_the_tagged_form_is_the_bare_question_and_the_answer_in_tags():
+    found = prompts.in_tagged_form(TRAYS)
+    assert (found.prompt, found.form) == (TRAYS.question, "tagged")
+    assert found.completion == " " + "\n".join(TRAYS.steps) + f"\n<answer>{TRAYS.answer}</answer>"
+    assert prompts.in_tagged_form(TRAYS, "answer_only").completion == f" <answer>{TRAYS.answer}</answer>"
+    assert prompts.in_surface_form([TRAYS], "tagged", "answer_only") == [prompts.in_tagged_form(TRAYS, "answer_only")]
+    assert answers.is_verified(TRAYS, found.completion) and answers.chain(found.completion).split("\n")[-2:-1]
+    with pytest.raises(InputError, match="writes chains of thought"):
+        prompts.in_surface_form([TRAYS], "t5", "answer_only")

@@ -318,6 +318,49 @@ def test_hidden_steps_do_not_decide_what_is_learned():
             assert fate(hidden, judged) == "kept"
 
 
+KILOS = make_problem(
+    "6 kg in g?", ["<<6*1000=6000>>6000 g"], "6000", "units", relative_tolerance=0.05, exact=5999.999999999999
+)
+
+
+@pytest.mark.parametrize(
+    "text, end",
+    [
+        ("<<6*1000=6000>>6000 g\n<answer>6000</answer>", "kept"),
+        ("<<6*1000=6000>>6000 g <answer>6000</answer>  \n", "kept"),
+        ("<<6*1000=6000>>6000 g <answer>6000", "unfinished"),
+        ("<<6*1000=6000>>6000 g <answer>6000</answer> g", "text after the answer"),
+        ("<<6*1000=6000>>6000 g <answer>6000</answer>\nNext", "text after the answer"),
+        ("<answer>6000</answer> <<6*1000=6000>> <answer>6000</answer>", "text after the answer"),
+        ("<<6*1024=6144>>6144 g <answer>6144</answer>", "wrong answer"),  # within 5 %, not within 1 %
+        ("<<6*1001=6006>>6006 g <answer>6006</answer>", "kept"),
+        ("<<6*1000=6050>>6050 g <answer>6050</answer>", "broken step"),
+        ("<answer>6000</answer>", "broken step"),
+    ],
+)
+def test_tagged_samples_are_learned_from_only_where_they_are_whole_and_near(text, end):
+    assert fate(KILOS, sample(KILOS, text), 0.01) == end
+
+
+def test_without_a_narrower_bound_what_is_right_may_be_learned():
+    text = "<<6*1024=6144>>6144 g <answer>6144</answer>"
+    assert fate(KILOS, sample(KILOS, text)) == "kept"
+    assert fate(KILOS, sample(KILOS, text), 0.03) == "kept"
+    assert fate(TRAYS, sample(TRAYS, "<<6*4=24>>\n<<24-5=19>>\n#### 19"), 0.0) == "kept"
+
+
+def test_records_keep_the_sources_own_answer_and_the_models_own_chain():
+    text = "<<6*1001=6006>>6006 g <answer>6006</answer>"
+    found, _ = collect([KILOS], [], [{KILOS.id: [sample(KILOS, text)]}], 1, 0.01)
+    assert (found[0].question, found[0].answer, found[0].steps) == (KILOS.question, "6006", ("<<6*1001=6006>>6006 g",))
+    chain = "<<6*1001=6006>>6006 g\n<answer>6006</answer>"
+    assert rft.as_records(found, [KILOS]) == [["6 kg in g?", 5999.999999999999, chain]]
+    assert rft.as_records([TRAYS], [TRAYS])[0][1] == 19.0
+    said = make_problem("Who?", [], "Ann", "gsm8k")
+    with pytest.raises(InputError, match="'Ann' is none"):
+        rft.as_records([said], [said])
+
+
 PLAN = dict(ks=[1, 2], n_samples=2, n_gold=1, n_answers=0, n_test=1, pooled=1, train=True, sampler="", chat=False)
 PLAN |= dict(form="canonical", lora_rank=0, verifier_steps=1, writer_steps=1)
 
@@ -325,8 +368,7 @@ PLAN |= dict(form="canonical", lora_rank=0, verifier_steps=1, writer_steps=1)
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        ({"train": False}, "sampler with train: false, or neither"),
-        ({"sampler": "m"}, "sampler with train: false, or neither"),
+        ({"train": False}, "with train: false name a sampler"),
         ({"ks": [1, 3]}, "ks must lie between 1 and n_samples = 2"),
         ({"ks": [0]}, "ks must lie between 1"),
         ({"n_gold": 0}, "n_gold must be at least 1"),
@@ -336,8 +378,12 @@ PLAN |= dict(form="canonical", lora_rank=0, verifier_steps=1, writer_steps=1)
         ({"writer_steps": -1}, "writer_steps must be at least 0"),
         ({"chat": True}, "chat: true needs a sampler"),
         ({"form": "t5"}, "trained in that form"),
-        ({"form": "t5", "train": False, "sampler": "m", "chat": True}, "trained in that form, and no chat"),
+        (
+            {"form": "t5", "train": False, "sampler": "m", "chat": True},
+            "trained in that form, train: false, and no chat",
+        ),
         ({"lora_rank": 4}, "set verifier_steps to 0"),
+        ({"form": "tagged", "sampler": "m"}, "set verifier_steps and writer_steps to 0"),
     ],
 )
 def test_a_plan_that_cannot_be_carried_out_is_refused_before_anything_runs(wrong, says):

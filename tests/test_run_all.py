@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from lib import pipeline
+
 ROOT = Path(__file__).parents[1]
 DATA, SFT, EVALUATION = "01_data_inspection", "03_sft", "09_evaluation"
 STAGES = {DATA: [], SFT: [DATA], EVALUATION: [DATA, f"({SFT})"]}  # of the toy project
@@ -217,6 +219,12 @@ def fates(ran):
     ]
     found = [line.groups() for line in lines if line and line[1] in STAGES]
     return {stage: text for stage, text in found if not text.startswith("done in")}
+
+
+def test_a_stage_may_read_another_only_where_a_parameter_says_so(monkeypatch, tmp_path):
+    monkeypatch.setitem(pipeline.STAGES, "03_sft", ["01_data_inspection", "02_prompting if from_prompting", "(04)"])
+    assert pipeline.reads("03_sft", {"from_prompting": False}) == ["01_data_inspection", "(04)"]
+    assert pipeline.reads("03_sft", {"from_prompting": True}) == ["01_data_inspection", "02_prompting", "(04)"]
 
 
 STANDING = dict.fromkeys(STAGES, "stands")

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import answers, generation, models, prompts, sft, trainers
+from lib import answers, generation, models, prompts, sft, tokenization, trainers
 from lib.errors import InputError
+from lib.tasks import word_problems
 from tests.oracles import sft as oracle
 
 STEPS = sft.Config(steps=6, batch_size=8, learning_rate=1e-2, warmup_steps=2, log_steps=1, device="cpu")
@@ -312,6 +313,41 @@ def test_settings_that_cannot_work_are_refused_before_anything_runs(tiny_llama, 
     with pytest.raises(InputError, match="LoRA adapts a trained model"):
         sft.train(replace(STEPS, model="llama_tiny", lora_rank=4), chains, chains, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_that_is_too_large_is_refused_before_anything_runs(tiny_llama, chains, tmp_path):
+    config = replace(STEPS, model=str(tiny_llama), lora_rank=4, max_adapter_mb=0.001)
+    with pytest.raises(InputError, match="A LoRA adapter of rank 4 takes .* no rank fits"):
+        sft.train(config, chains, chains, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_scale_of_an_adapter_can_be_set(tiny_llama, chains, tmp_path):
+    for alpha, wanted in ((0, 8), (20, 20)):
+        sft.train(
+            replace(STEPS, model=str(tiny_llama), steps=1, lora_rank=4, lora_alpha=alpha),
+            chains,
+            chains[:4],
+            tmp_path / str(alpha),
+        )
+        found = json.loads((tmp_path / str(alpha) / "model" / "adapter_config.json").read_text())
+        assert (found["r"], found["lora_alpha"]) == (4, wanted)
+
+
+def test_a_model_that_learns_conversations_knows_their_turns_and_their_template():
+    items = word_problems.generate(30, seed=1)
+    speaker = tokenization.build_tokenizer([""])
+    speaker.chat_template = prompts.CHATML
+    talks = prompts.conversations(items, items, speaker, "Be brief.", 1)
+    config = sft.Config(model="llama_tiny", device="cpu")
+    _, tokenizer = sft.load(config, talks)
+    again = prompts.conversations(items, items, tokenizer, "Be brief.", 1)
+    assert [e.prompt for e in again] == [e.prompt for e in talks]
+    for turn in tokenization.TURNS:
+        (token,) = tokenizer(turn)["input_ids"]
+        assert tokenizer.decode([token], skip_special_tokens=True) == ""
+    _, plain = sft.load(config, items)
+    assert plain.chat_template is None and len(plain(tokenization.TURNS[0])["input_ids"]) > 1
 
 
 # --- interrupted runs ---

@@ -232,7 +232,7 @@ def test_problems_are_written_in_the_form_that_is_asked_for():
     assert in_surface_form(problems, "t5") == [in_t5_form(p) for p in problems]
     assert in_surface_form(problems, "instruction") == [as_instruction(p) for p in problems]
     assert prompts.examples(in_surface_form(problems, "t5")) == in_surface_form(problems, "t5")
-    with pytest.raises(InputError, match="^Unknown form 'T5'; use canonical, t5, instruction.$"):
+    with pytest.raises(InputError, match="^Unknown form 'T5'; use canonical, t5, instruction, tagged.$"):
         in_surface_form(problems, "T5")
 
 

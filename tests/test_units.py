@@ -23,7 +23,7 @@ from lib.calculator import evaluate, format_number
 from lib.errors import InputError
 from lib.problems import SPLITS, canonical, make_problem, read_jsonl, write_jsonl
 from lib.prompts import solution
-from lib.tasks import units
+from lib.tasks import units, units_inspection
 from tests.oracles import hostile
 from tests.test_boolean import inspected
 
@@ -357,12 +357,33 @@ def test_a_lookup_fails_where_it_should(parts, record_property):
     for scaled in (False, True):
         for kind in ("new_number", "new_pair"):
             asked = [p for p in parts["test"] if p.meta["novelty"] == kind][:120]
-            answers = [units.nearest_neighbour(parts["train"], p, scaled) for p in asked]
+            answers = [units_inspection.nearest_neighbour(parts["train"], p, scaled) for p in asked]
             found[scaled, kind] = sum(map(lambda p, a: is_correct(p, f"#### {a}"), asked, answers)) / len(asked)
     print("nearest neighbour, (scaled, kind): accuracy", found)
     assert found[False, "new_number"] < 0.15 and found[False, "new_pair"] < 0.15
     assert found[True, "new_number"] == 1 and found[True, "new_pair"] < 0.15
-    assert units.nearest_neighbour(parts["train"], parts["train"][7]) == parts["train"][7].answer
+    assert units_inspection.nearest_neighbour(parts["train"], parts["train"][7]) == parts["train"][7].answer
+
+
+def test_no_hidden_question_can_be_looked_up(parts):
+    """The table of 01, on the hidden questions: copying is worth next to nothing, and scaling nothing on a new pair."""
+    rows = {row["what is new"]: row for row in units_inspection.lookups(parts["train"], units.hidden(160, 5))}
+    print("hidden questions, right by lookup:", rows)
+    assert {kind: row["n"] for kind, row in rows.items()} == {"new_number": 80, "new_pair": 80}
+    assert max(row["nearest question"] for row in rows.values()) < 0.15
+    assert rows["new_pair"]["same pair, scaled"] < 0.15 and rows["new_number"]["same pair, scaled"] == 1
+
+
+def test_the_shares_of_what_questions_are_made_of_are_stated(parts):
+    found = units_inspection.shares(parts["train"])
+    assert set(found) == {"family", "number", "word order", "what is new", "steps", "wording"}
+    for title, shares in found.items():
+        assert title == "wording" or abs(sum(shares.values()) - 1) < 1e-9
+    brute = sum(p.meta["family"] == "mass" for p in parts["train"]) / len(parts["train"])
+    assert found["family"]["mass"] == brute and set(found["what is new"]) == {"known"}
+    assert 0.03 < found["wording"]["rarest of 20"] <= found["wording"]["most common"] < 0.07
+    plain = make_problem("6 kg in g?", [], "6000", "units")
+    assert units_inspection.shares([plain]) == {"steps": {"0": 1.0}}
 
 
 def test_memorising_scores_nothing(parts):

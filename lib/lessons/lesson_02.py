@@ -1,4 +1,4 @@
-"""Exercises of 02_prompting: generation one by one and in a batch, and reading a stated answer."""
+"""Exercises of 02_prompting: generation one by one, in a batch and of many samples; reading a stated answer."""
 
 from lib.lessons.check import Exercise
 
@@ -158,6 +158,124 @@ def stated_admits_there_is_none(stated):
         assert stated(text) is None, f"{text!r} gave {stated(text)!r}, not None: a guess would count as an answer"
 
 
+PROMPTS = ["A cat has 4 legs. Two cats?", "2 + 3 =", "How many days are in 3 weeks?", "2 + 3 = 5, so 2 + 4 =", "7?"]
+
+
+def _written(prompt: str, sample: int, limit: int) -> str:
+    """What the scripted model writes: its first `limit` words, the prompt repeated among them."""
+    return "".join(f" {word}" for word in [f"[{sample}]", "again:", prompt, "and", *map(str, range(100))][:limit])
+
+
+def _completed(complete, prompts, limit, **asked):
+    """(what `complete` returns, the calls that it made) with a scripted generate; tuples become lists."""
+    calls = []
+
+    def generate(prompts, max_new_tokens=20, do_sample=None, temperature=None, num_return_sequences=1):
+        assert not isinstance(prompts, str), "generate was given one text; it takes a list of prompts"
+        assert len(calls) < 50, "generate was called more than 50 times: do the batches move on?"
+        k = num_return_sequences or 1
+        calls.append((len(prompts), k, max_new_tokens, do_sample, temperature))
+        return [prompt + _written(prompt, sample, max_new_tokens) for prompt in prompts for sample in range(k)]
+
+    found = complete(generate, list(prompts), limit, **asked)
+    assert isinstance(found, (list, tuple)), f"a list with an entry for each prompt was expected, found {found!r}"
+    assert len(found) == len(prompts), f"{len(prompts)} prompts came in, {len(found)} entries came out"
+    return [list(entry) if isinstance(entry, tuple) else entry for entry in found], calls
+
+
+def complete_gives_a_text_without_k(complete):
+    """With k=None there is one text for each prompt, not a list."""
+    for entry in _completed(complete, PROMPTS, 5)[0]:
+        assert isinstance(entry, str), f"without k each prompt gets a text, found {entry!r}"
+
+
+def complete_gives_a_list_for_any_k(complete):
+    """With a k there is a list of k texts for each prompt, also with k=1."""
+    for k in (1, 3):
+        for entry in _completed(complete, PROMPTS, 5, k=k, temperature=0.7)[0]:
+            reason = ": entry[0], meant to be the first sample, is then one letter" if isinstance(entry, str) else ""
+            assert isinstance(entry, list) and len(entry) == k, (
+                f"k={k} should give lists of {k}, found {entry!r}{reason}"
+            )
+
+
+def complete_drops_the_prompt(complete):
+    """A text begins where its prompt ends, and is whole from there on."""
+    for prompt, entry in zip(PROMPTS, _completed(complete, PROMPTS, 5)[0], strict=True):
+        text, wanted = entry if isinstance(entry, str) else entry[0], _written(prompt, 0, 5)
+        reason = "cut it off by the length of its own prompt, and keep the order of the prompts"
+        if text.startswith(prompt):
+            reason = "the prompt still stands in front, and an answer in it, such as an exemplar's, would be read"
+        elif text in (wanted.replace(prompt, ""), wanted.rpartition(prompt)[2]):
+            reason = "the model repeated the prompt, and that was removed, too: cut by length, do not search"
+        assert text.startswith(wanted), f"after {prompt!r} was written {wanted!r}, found {text!r}; {reason}"
+
+
+def complete_keeps_what_belongs_together(complete):
+    """Entries stand in the order of the prompts, each with its own samples in their order, whatever the batches."""
+    for k, budget in ((2, 4), (3, 10), (3, 32)):
+        found, _ = _completed(complete, PROMPTS, 2, k=k, temperature=0.7, budget=budget)
+        for prompt, entry in zip(PROMPTS, found, strict=True):
+            ends = [text.rpartition(" again:")[0][-3:] for text in entry if isinstance(text, str)]
+            assert ends == [f"[{i}]" for i in range(k)], (
+                f"k={k}, budget={budget}: the {k} samples of {prompt!r} are numbers 0 to {k - 1}, found {ends}; "
+                "one prompt's samples come next to one another"
+            )
+    for budget in (2, 32):
+        found, _ = _completed(complete, PROMPTS, 3, budget=budget)
+        for prompt, text in zip(PROMPTS, found, strict=True):
+            text = text if isinstance(text, str) else text[0]
+            assert text.startswith(_written(prompt, 0, 3)), (
+                f"budget={budget}: {prompt!r} got another prompt's text, {text!r}"
+            )
+
+
+def complete_stays_within_the_budget(complete):
+    """No call asks for more than `budget` sequences, prompts times samples."""
+    for k, budget in ((None, 2), (1, 2), (3, 7), (4, 8)):
+        most = max(n * each for n, each, *_ in _completed(complete, PROMPTS, 5, k=k, temperature=0.7, budget=budget)[1])
+        assert most <= budget, (
+            f"k={k}, budget={budget}: one call asked for {most} sequences, which may not fit into memory; "
+            "the budget counts samples, not prompts"
+        )
+
+
+def complete_fills_the_budget(complete):
+    """There are no more calls than the budget needs."""
+    for k, budget, wanted in ((None, 4, 2), (2, 4, 3), (3, 32, 1)):
+        calls = len(_completed(complete, PROMPTS, 5, k=k, temperature=0.7, budget=budget)[1])
+        assert calls <= wanted, f"5 prompts, k={k}, budget={budget}: {wanted} calls are enough, found {calls}"
+
+
+def complete_asks_for_one_prompt_at_least(complete):
+    """Where the samples of one prompt exceed the budget, prompts are asked one by one."""
+    _, calls = _completed(complete, PROMPTS, 5, k=3, temperature=0.7, budget=2)
+    assert [call[:2] for call in calls] == [(1, 3)] * 5, f"with k=3 and budget=2, (prompts, samples) were {calls}"
+
+
+def complete_passes_the_limit_on(complete):
+    """`limit` is what generate gets as max_new_tokens."""
+    for limit in (3, 80):
+        found = {call[2] for call in _completed(complete, PROMPTS, limit)[1]}
+        assert found == {limit}, f"limit={limit}, but max_new_tokens was {found}: a chain that is cut states no answer"
+
+
+def complete_is_greedy_at_0(complete):
+    """At temperature 0 do_sample is False, said so, and no temperature is given."""
+    for *_, sampled, temperature in _completed(complete, PROMPTS, 5)[1] + _completed(complete, PROMPTS, 5, k=1)[1]:
+        assert sampled is not True, "do_sample=True at temperature 0: a library divides by it, or refuses"
+        assert temperature is None, f"temperature={temperature} beside greedy decoding: a library warns, or ignores it"
+        assert sampled is False, "do_sample was not given: many a model's own settings sample where nothing is said"
+
+
+def complete_samples_above_0(complete):
+    """Above 0 do_sample is True and the temperature is passed on."""
+    for wanted in (0.6, 1.2):
+        for *_, sampled, temperature in _completed(complete, PROMPTS, 5, k=2, temperature=wanted)[1]:
+            assert sampled is True, f"temperature={wanted} and do_sample={sampled}: all samples would be the same"
+            assert temperature == wanted, f"temperature={wanted} was asked for, generate got {temperature}"
+
+
 EXERCISES = {
     "2.1": Exercise(
         [
@@ -193,6 +311,26 @@ EXERCISES = {
             "str.rpartition cuts a text at the last place where something stands.",
             "Cut at the line's end before you strip; a full stop goes, a decimal point stays.",
             'text.rpartition("The answer is ")[2].split("\\n")[0], then strip, drop "$" and ",", and rstrip(".")',
+        ],
+    ),
+    "2.4": Exercise(
+        [
+            complete_gives_a_text_without_k,
+            complete_gives_a_list_for_any_k,
+            complete_drops_the_prompt,
+            complete_keeps_what_belongs_together,
+            complete_stays_within_the_budget,
+            complete_fills_the_budget,
+            complete_asks_for_one_prompt_at_least,
+            complete_passes_the_limit_on,
+            complete_is_greedy_at_0,
+            complete_samples_above_0,
+        ],
+        [
+            "Work with `each = k or 1` samples throughout, and tell None from 1 only where you return.",
+            "A batch holds max(1, budget // each) prompts; number i of them has texts[i * each : (i + 1) * each].",
+            "Make a dictionary of settings, add the temperature only above 0, call generate(batch, **settings), and "
+            "keep text[len(prompt):] of each text.",
         ],
     ),
 }

@@ -1,4 +1,4 @@
-"""Exercises of 04_rft_generation: a calculator step, the vote, keeping distinct paths."""
+"""Exercises of 04_rft_generation: a calculator step, the vote, what to keep, distinct paths, a scoring rule."""
 
 from lib.lessons.check import Exercise
 
@@ -61,6 +61,116 @@ def vote_admits_there_is_none(vote):
     """Without any answer there is none."""
     for answers in ([], [None, None]):
         assert vote(answers) is None, f"{answers} gave {vote(answers)!r}"
+
+
+# A question in other units, its gold answer as computed, and a sampled solution that deserves to be learned.
+ASKED, GOLD = "Write 6 kg using g instead.", 5999.999999999999
+GOOD = "1 kg = 1000 g, so 6 kg = <<6*1000=6000>>6000 g\n<answer>6000</answer>"
+
+
+def _refused(record, text: str, why: str, gold: float = GOLD) -> None:
+    found = record(ASKED, gold, text)
+    assert found is None, f"with gold {gold} this was kept: {text!r}; {why}"
+
+
+def _kept(record, text: str, gold: float = GOLD) -> list:
+    found = record(ASKED, gold, text)
+    assert found is not None, f"with gold {gold} this was refused, and all of it holds: {text!r}"
+    assert len(found) == 3, f"question, gold and chain were expected, found {found!r}"
+    return list(found)
+
+
+def record_keeps_what_holds(record):
+    """A solution that holds becomes the question and its chain as it was written, without blanks around it."""
+    two = "1 ft = 12 in, so 9 ft = <<9*12=108>>108 in\n1 in = 2.54 cm, so <<108*2.54=274.32>>274.32 cm\n"
+    for text, gold in (
+        (GOOD, GOLD),
+        (f" {GOOD}\n \n", GOLD),
+        (f"{two}<answer> 274 </answer>", 274.32),
+        ("<<1/8=0.125>>0.125 <answer>0.125</answer>", 0.125),
+    ):
+        question, _, chain = _kept(record, text, gold)
+        assert question == ASKED, f"the question became {question!r}"
+        assert chain == text.strip(), f"the chain of {text!r} became {chain!r}"
+
+
+def record_keeps_gold(record):
+    """The answer of the record is the source's own number, not the model's."""
+    for text, gold in ((GOOD, GOLD), ("<<7*5263=36841>>36841 ft\n<answer>36841</answer>", 36960.0)):
+        found = _kept(record, text, gold)[1]
+        assert found == gold, f"gold is {gold}, the record says {found}: the model's answer must not replace it"
+
+
+def record_wants_the_tag_closed(record):
+    """There is exactly one <answer>, and it is closed."""
+    _refused(record, GOOD.removesuffix("</answer>"), "the tag is not closed, and a model taught so does not close it")
+    _refused(record, GOOD.replace("<answer>", "").replace("</answer>", ""), "nothing says which number is the answer")
+    for text in (f"<answer>6000</answer>\n{GOOD}", GOOD.replace("<answer>", "<answer><answer>")):
+        _refused(record, text, "<answer> stands there twice")
+
+
+def record_ends_with_the_answer(record):
+    """Nothing but blanks follows the closing tag."""
+    for more in ("\nNow 7 kg: <<7*1000=7000>>7000 g", ".", " g"):
+        _refused(record, GOOD + more, "text follows the answer, and a model taught so does not stop")
+
+
+def record_reads_a_bare_number(record):
+    """Between the tags stands a number and nothing else; anything else is refused, without an error."""
+    for answer in ("6,000", "6000 g", "six", "", " ", "$6000", "60 00", "nan", "12000/2", "6*1000"):
+        text = GOOD.replace("<answer>6000<", f"<answer>{answer}<")
+        try:
+            found = record(ASKED, GOLD, text)
+        except Exception as error:
+            raise AssertionError(f"{answer!r} between the tags ended in {type(error).__name__}; give None") from None
+        assert found is None, f"{answer!r} between the tags was kept"
+
+
+def record_survives_junk(record):
+    """A sample of nothing, or of broken tags, is refused, without an error."""
+    for text in (
+        "",
+        "\n",
+        "no answer",
+        "<answer>",
+        "</answer>",
+        "</answer>6000<answer>",
+        "<<",
+        "<<6*1000=>>",
+        "assistant",
+    ):
+        try:
+            found = record(ASKED, GOLD, text)
+        except Exception as error:
+            raise AssertionError(f"{text!r} ended in {type(error).__name__}; give None") from None
+        assert found is None, f"{text!r} was kept as {found!r}"
+
+
+def record_is_strict(record):
+    """The answer is within 1 % of gold: rounding passes, a wrong factor does not."""
+    for number, gold in (("156", 156.53), ("20900", 20870.982787499997), ("0.0123", 0.01234)):
+        _kept(record, f"<<{number}*1={number}>>{number}\n<answer>{number}</answer>", gold)
+    for number, gold in (("5120", 5000.0), ("96", 100.0), ("103", 100.0), ("12000", 6000.0), ("-6000", 6000.0)):
+        text = f"<<{number}*1={number}>>{number}\n<answer>{number}</answer>"
+        _refused(record, text, "5 % are for grading; what teaches may be 1 % off, no more", gold)
+
+
+def record_checks_the_arithmetic(record):
+    """There is an annotation, and every one computes."""
+    reason = "its arithmetic is wrong, and would be learned"
+    for annotation in ("6*1000=600", "6*100=6000", "kg=kg", "6/0=6000", "6000", "6*1000="):
+        _refused(record, GOOD.replace("6*1000=6000", annotation), reason)
+    _refused(record, f"<<2+2=5>>5\n{GOOD}", reason)
+    _refused(record, f"{GOOD.partition('<answer>')[0]}<<2+2=5>>5\n<answer>6000</answer>", reason)
+    _refused(record, "6 kg are 6000 g\n<answer>6000</answer>", "without an annotation nothing was checked")
+
+
+def record_begins_with_the_solution(record):
+    """No line with the name of a role stands in front."""
+    for role in ("assistant", "user", "system"):
+        _refused(
+            record, f"{role}\n{GOOD}", f"{role!r} belongs to the prompt: was the prompt cut off at the wrong place?"
+        )
 
 
 A = "Six trays hold <<6*4=24>>24 jars.\n<<24-5=19>>19 are left.\n#### 19"
@@ -172,6 +282,25 @@ EXERCISES = {
     ),
     "4.3": Exercise(
         [
+            record_keeps_what_holds,
+            record_keeps_gold,
+            record_wants_the_tag_closed,
+            record_ends_with_the_answer,
+            record_reads_a_bare_number,
+            record_survives_junk,
+            record_is_strict,
+            record_checks_the_arithmetic,
+            record_begins_with_the_solution,
+        ],
+        [
+            "Strip the text, then look for one reason after another to return None; what is left is a record.",
+            "Count both tags and ask endswith; float() raises ValueError on what is no number; gold is only compared.",
+            "holds = [answers.check_annotation(*pair).ok for pair in answers.annotations(body)], and it must not be "
+            "empty; near means abs(float(number) - gold) <= 0.01 * abs(gold).",
+        ],
+    ),
+    "4.4": Exercise(
+        [
             distinct_drops_the_same_equations,
             distinct_keeps_other_orders,
             distinct_looks_at_whole_equations,
@@ -183,7 +312,7 @@ EXERCISES = {
             'tuple(f"{a}={b}".replace(" ", "") for a, b in answers.annotations(text))',
         ],
     ),
-    "4.4": Exercise(
+    "4.5": Exercise(
         [
             score_is_a_share,
             score_knows_earlier_results,

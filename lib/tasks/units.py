@@ -344,24 +344,6 @@ def hidden(n: int, seed: int) -> list[Problem]:
     return _both(n, f"units {seed} hidden", "hidden")
 
 
-# ----- what a lookup answers
-@cache
-def _words(question: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\w(?:[\w^*/.]*\w)?", question))
-
-
-def nearest_neighbour(train: list[Problem], problem: Problem, scaled: bool = False) -> str:
-    """The answer of the training question most like `problem`'s (shared words over all words of both), the first such.
-
-    scaled  look among the questions about the same pair, where there are any, and multiply by the ratio of the numbers
-    """
-    pair = ("from_unit", "to_unit")
-    same = [p for p in train if scaled and "n" in p.meta and all(p.meta[k] == problem.meta.get(k) for k in pair)]
-    words = _words(problem.question)
-    found = max(same or train, key=lambda p: len(words & _words(p.question)) / len(words | _words(p.question)))
-    return significant(found.meta["exact"] * problem.meta["n"] / found.meta["n"]) if same else found.answer
-
-
 # ----- the published form
 def read(path: str) -> list[Problem]:
     """The problems of a JSON list of [question, answer] or [question, answer, chain] (`<answer>` tags are dropped).
