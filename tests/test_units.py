@@ -386,6 +386,21 @@ def test_the_shares_of_what_questions_are_made_of_are_stated(parts):
     assert units_inspection.shares([plain]) == {"steps": {"0": 1.0}}
 
 
+def test_practice_has_larger_numbers_of_known_pairs_and_leaves_the_tests_alone(parts):
+    wide = units.splits(3000, 0, 99)
+    assert [wide[name] for name in SPLITS[1:]] == [units.splits(3000, 0)[name] for name in SPLITS[1:]]
+    assert len(wide["train"]) == 2400 == len({p.question for p in wide["train"]})
+    large = [p for p in wide["train"] if p.meta["n"] > 10]
+    assert len(large) == 1200 and {p.meta["n"] for p in large} == set(range(11, 100))
+    assert {p.meta["novelty"] for p in wide["train"]} == {"known"}
+    pairs = {frozenset((p.meta["from_unit"], p.meta["to_unit"])) for p in large}
+    assert not pairs & {pair for family in units.UNITS for pair in units.held_out(family)}
+    assert all(is_verified(p, solution(p)) for p in large)
+    assert large != [p for p in units.splits(3000, 1, 99)["train"] if p.meta["n"] > 10]
+    with pytest.raises(InputError, match="practises 100 questions up to 11, not 1200; raise practice"):
+        units.splits(3000, 0, 11)
+
+
 def test_memorising_scores_nothing(parts):
     memory = {cell(p): p.answer for p in parts["train"]} | {p.question: p.answer for p in parts["train"]}
     held = parts["valid"] + parts["test"] + units.hidden(200, 0)

@@ -27,8 +27,8 @@ def load(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[P
            JSON Lines of problems; empty: generate (gsm8k: look in data/gsm8k, then on the hub)
     n      how many to generate where nothing is read
     sizes  min_steps, max_steps, max_number; n_operations, modulus; n_digits; n_leaves, max_depth, n_nots, operators
-           (boolean); graphs, graph_form, n_nodes, min_hops, max_hops (prosqa); n_hops (prontoqa): each generator takes
-           its own
+           (boolean); graphs, graph_form, n_nodes, min_hops, max_hops (prosqa); n_hops (prontoqa); practice (units):
+           each generator takes its own
     A source that was published with a test split keeps it, and its training split is cut 90/10 for validation; all else
     is split 80/10/10 (generated units by what training may not know: units.splits). Raises InputError for an unknown
     source or a file that cannot be read.
@@ -75,7 +75,7 @@ def find(source: str, path: str, n: int, seed: int, **sizes) -> dict[str, list[P
     if source == "units":
         from lib.tasks import units
 
-        return split(units.read(path)) if path else units.splits(n, seed)
+        return split(units.read(path)) if path else units.splits(n, seed, sizes.get("practice", 0))
     if path:
         problems = read_jsonl(path)
         if other := {p.source for p in problems} - {source}:

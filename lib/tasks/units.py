@@ -16,7 +16,6 @@ some numbers of every known pair and some whole pairs, in both directions, never
 
 import random
 import re
-from collections.abc import Iterable
 from decimal import Decimal
 from fractions import Fraction
 from functools import cache
@@ -291,7 +290,7 @@ def role(n: int, source: str, target: str) -> tuple[str, str]:
 
 
 # ----- generated
-def _draw(n: int, seed: str, wanted: Iterable[tuple[str, str]]) -> list[Problem]:
+def _draw(n: int, seed: str, wanted: list[tuple[str, str]]) -> list[Problem]:
     """`n` different questions about cells of the wanted roles: each family as likely, then each name, number, wording.
 
     A family that has no question left drops out; InputError where none has.
@@ -300,42 +299,62 @@ def _draw(n: int, seed: str, wanted: Iterable[tuple[str, str]]) -> list[Problem]
     for family in UNITS:
         cells = [(m, a, b) for a, b in pairs(family) for m in NUMBERS if role(m, a, b) in wanted]
         pool = [(m, x, y, t) for m, a, b in cells for x in NAMES[a] for y in NAMES[b] for t in range(len(WORDINGS))]
-        rng.shuffle(pool)
-        pools[family] = pool
+        pools[family] = rng.sample(pool, len(pool))
     if n > (total := sum(map(len, pools.values()))):
         raise InputError(f"units has {total} questions of this kind, not {n}; ask for fewer.")
     problems = []
     for _ in range(n):
         family = rng.choice([family for family, pool in pools.items() if pool])
         m, x, y, template = pools[family].pop()
-        source, target = LABELS[family][x], LABELS[family][y]
-        order, text = WORDINGS[template]
-        more = {"novelty": role(m, source, target)[1], "template": template, "word_order": order}
-        problems.append(_problem(text.format(n=m, a=x, b=y), str(m), source, target, **more))
+        a, b = LABELS[family][x], LABELS[family][y]
+        problems.append(_worded(m, x, y, template, a, b, role(m, a, b)[1]))
     return problems
+
+
+def _worded(m: int, x: str, y: str, template: int, a: str, b: str, novelty: str) -> Problem:
+    order, text = WORDINGS[template]
+    return _problem(text.format(n=m, a=x, b=y), str(m), a, b, novelty=novelty, template=template, word_order=order)
 
 
 def _both(n: int, seed: str, split: str) -> list[Problem]:
     """`n` questions of a split that is held back, the larger half about new pairs, mixed."""
     problems = _draw(n - n // 2, f"{seed} pairs", [(split, "new_pair")])
     problems += _draw(n // 2, f"{seed} numbers", [(split, "new_number")])
-    random.Random(seed).shuffle(problems)
-    return problems
+    return random.Random(seed).sample(problems, n)
+
+
+def practice(n: int, seed: str, largest: int) -> list[Problem]:
+    """`n` different questions about known pairs with numbers from 11 to `largest`, of which no test asks any."""
+    if n > 100 * (largest - 10):  # far below what there is, so that a draw seldom meets what it has
+        raise InputError(f"units practises {100 * (largest - 10)} questions up to {largest}, not {n}; raise practice.")
+    rng, found = random.Random(f"{seed} practice"), {}
+    known = {f: [pair for pair in pairs(f) if frozenset(pair) not in held_out(f)] for f in UNITS}
+    while len(found) < n:
+        source, target = rng.choice(known[rng.choice(list(UNITS))])
+        m, x, y = rng.randint(11, largest), rng.choice(NAMES[source]), rng.choice(NAMES[target])
+        problem = _worded(m, x, y, rng.randrange(len(WORDINGS)), source, target, "known")
+        found.setdefault(problem.question, problem)
+    return list(found.values())
 
 
 def generate(n: int, seed: int = 0) -> list[Problem]:
     """`n` problems with different questions, about every cell but the hidden ones."""
-    kinds = {(split, novelty) for split in SPLITS for novelty in ("known", "new_number", "new_pair")}
-    return _draw(n, f"units {seed}", kinds)
+    return _draw(
+        n, f"units {seed}", [(split, kind) for split in SPLITS for kind in ("known", "new_number", "new_pair")]
+    )
 
 
-def splits(n: int, seed: int = 0) -> dict[str, list[Problem]]:
+def splits(n: int, seed: int = 0, largest: int = 10) -> dict[str, list[Problem]]:
     """`n` problems as {"train", "valid", "test"}, 80/10/10, that share no cell.
 
     Half of valid and of test asks about new numbers of known pairs, half about new pairs (`meta["novelty"]`).
+    largest  above 10, half of the training questions are `practice` with numbers up to it
     """
-    held = n // 10
-    train = _draw(n - 2 * held, f"units {seed} train", [("train", "known")])
+    held, name = n // 10, f"units {seed} train"
+    more = (n - 2 * held) // 2 if largest > 10 else 0
+    train = _draw(n - 2 * held - more, name, [("train", "known")])
+    if more:
+        train = random.Random(name).sample(train + practice(more, name, largest), n - 2 * held)
     return {"train": train, **{name: _both(held, f"units {seed} {name}", name) for name in SPLITS[1:]}}
 
 
