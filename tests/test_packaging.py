@@ -179,6 +179,7 @@ def test_what_knows_no_model_imports_none():
 
 # --- safe ---
 
+EXECUTES = ROOT / "lib" / "lessons" / "worker.py"  # a reader's cells, confined
 READS_PICKLES = ROOT / "lib" / "distillation" / "published.py"
 
 
@@ -192,7 +193,8 @@ def test_nothing_is_pickled_evaluated_or_trusted(path):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-            assert called not in ("eval", "exec", "compile", "__import__", "os.system", "torch.save"), ast.unparse(node)
+            barred = {"eval", "exec", "compile", "__import__", "os.system", "torch.save"}
+            assert called not in (barred - {"exec"} if path == EXECUTES else barred), ast.unparse(node)
             assert "trust_remote_code" not in options
             assert options.get("shell") != "True", ast.unparse(node)
             if called == "torch.load":
