@@ -49,7 +49,7 @@ def extract(text: str) -> str | None:
 
 
 def chain(text: str) -> str:
-    """A text without the answer that it states at its end: what stands before the last `####`, tag or "The answer is"."""
+    """A text without the answer that it states at its end: what stands before the last mark of one."""
     return text.rpartition(MARKER)[0] if MARKER in text else text[: _stated(text)[0]]
 
 

@@ -296,6 +296,17 @@ def test_an_adapter_is_laid_on_our_base(models):
     assert adapted.value["parameters"] > plain.value["parameters"]
 
 
+def test_results_are_computed_where_the_job_says_so(models, monkeypatch):
+    from lib import generation
+    from lib.decoding_calculator import Calculator
+
+    seen, generate = [], generation.generate
+    monkeypatch.setattr(generation, "generate", lambda *a, **k: seen.append(k["calculator"]) or generate(*a, **k))
+    for more in ({}, {"calculator": False}, {"calculator": True}):
+        worker.answer(question(models, **more))
+    assert seen[:2] == [None, None] and isinstance(seen[2], Calculator)
+
+
 @isolated
 def test_models_that_cannot_be_asked_are_refused(models, tmp_path):
     (tmp_path / "pickled").mkdir()

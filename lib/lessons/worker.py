@@ -20,6 +20,7 @@ import types
 from collections.abc import Callable
 from json.encoder import c_make_encoder, encode_basestring_ascii
 
+from lib import prompts
 from lib.errors import InputError
 from lib.lessons import check, confine
 
@@ -303,10 +304,10 @@ def answer(job: dict) -> dict:
         parameters = sum(p.numel() for p in model.parameters())
         if parameters > job["max_parameters"]:
             raise too_large(parameters, job["max_parameters"])
-        prompts = job.get("prompts") or [prompt(job, tokenizer, question) for question in job["questions"]]
+        asked = job.get("prompts") or [prompt(job, tokenizer, question) for question in job["questions"]]
         calculator = Calculator(tokenizer) if job.get("calculator") else None
         began = time.perf_counter()
-        found = generation.generate(model.eval(), tokenizer, prompts, job["max_new_tokens"], calculator=calculator)
+        found = generation.generate(model.eval(), tokenizer, asked, job["max_new_tokens"], calculator=calculator)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error):
             raise MemoryError from None
@@ -383,7 +384,8 @@ def prompt(job: dict, tokenizer, question: str) -> str:
     for asked, chain in job.get("shots", []):
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": chain}]
     messages.append({"role": "user", "content": question})
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    day = prompts.CHAT_DATE  # as where it learned
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=day)
 
 
 if __name__ == "__main__":
