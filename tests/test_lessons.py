@@ -144,6 +144,13 @@ def test_every_invariant_says_what_should_hold_and_every_exercise_has_hints():
         assert len(exercise.hints) >= 2
 
 
+def test_a_forgotten_return_is_said_where_an_invariant_trips_over_it():
+    row = lessons.check("5.2", lambda *arguments: None).rows[0]
+    assert not row[1] and "is its `return` missing?" in row[2], row
+    row = lessons.check("5.2", lambda *arguments: 1 / 0).rows[0]
+    assert row[2].startswith("your function raised ZeroDivisionError")
+
+
 # --- 1.1: a split that holds ---
 
 
@@ -198,6 +205,13 @@ def test_a_split_by_the_last_digit_of_the_answer_is_caught():
     caught_by("1.1", by_arithmetic, lesson_01.split_ignores_the_answer)
 
 
+def test_a_split_by_the_sum_of_the_letters_is_caught():
+    def by_letters(text):
+        return ["test", "valid", *["train"] * 8][sum(map(ord, text)) % 10]
+
+    caught_by("1.1", by_letters, lesson_01.split_ignores_the_answer)
+
+
 def test_another_good_hash_passes():
     from hashlib import md5, sha256
 
@@ -229,12 +243,34 @@ WRONG_READERS = {
     "no decimals": lambda text: (re.findall(r"####\s*\$?(-?[\d,]+)", text) or [None])[-1],
     "empty instead of none": lambda text: (cleaned(text.rpartition("####")[2]) or "") if "####" in text else None,
     "the whole text without a marker": lambda text: cleaned(text.rpartition("####")[2]),
+    "all that follows": lambda text: (
+        text.rpartition("####")[2].strip(" $.").replace(",", "") if "####" in text else None
+    ),
 }
 
 
 @pytest.mark.parametrize("mistake", WRONG_READERS)
 def test_wrong_readers_of_answers_are_caught(mistake):
     caught_by("1.2", WRONG_READERS[mistake], lesson_01.answer_is_the_last_marked)
+
+
+UNCLEAN = {
+    "a comma": lambda text: "1,080" if "1,080" in text else right_reader(text),
+    "the $": lambda text: "$5.50" if "$" in text else right_reader(text),
+    "the stop": lambda text: "-3." if "-3." in text else right_reader(text),
+    "a blank": lambda text: right_reader(text) and " " + right_reader(text),
+    "a number": lambda text: right_reader(text) and float(right_reader(text)),
+}
+
+
+def right_reader(text):
+    return cleaned(text.rpartition("####")[2]) if "####" in text else None
+
+
+@pytest.mark.parametrize("mistake", UNCLEAN)
+def test_answers_that_are_not_cleaned_are_caught(mistake):
+    caught_by("1.2", UNCLEAN[mistake], lesson_01.answer_is_cleaned)
+    assert lessons.check("1.2", right_reader).passed
 
 
 def test_the_arbiter_passes_its_own_exercise():
@@ -1681,7 +1717,14 @@ def by_the_rest(gamma):
     return alpha, math.sqrt(1 - alpha**2)
 
 
-@pytest.mark.parametrize("right", [alpha_sigma, by_numpy, by_the_rest])
+def by_torch(gamma):
+    import torch
+
+    gamma = torch.tensor(gamma)
+    return (-gamma).sigmoid().sqrt(), gamma.sigmoid().sqrt()
+
+
+@pytest.mark.parametrize("right", [alpha_sigma, by_numpy, by_the_rest, by_torch])
 def test_right_shares_of_signal_and_noise_pass_however_they_are_written(right):
     result = lessons.check("6.1", right)
     assert result.passed, str(result)
@@ -2187,3 +2230,53 @@ def test_the_sparse_loss_of_the_workbench_is_that_of_the_exercise():
         return sparse_kl(q.log()[None], ids, mass, 1 - mass.sum(1)).item()
 
     assert lessons.check("8.3", divergence).passed
+
+
+# --- what is said of a mistake ---
+
+SAID = [
+    ("1.2", UNCLEAN["a comma"], "a comma should be gone"),
+    (
+        "1.3",
+        lambda text: count_broken(text, lambda e, stated: calculator.agrees(calculator.evaluate(e).value, stated)),
+        "a step without a value does not hold",
+    ),
+    ("5.1", WRONG_PAIRS["nearest"][0], "those are the most alike"),
+    ("5.1", lambda r, w, n: [(j, i) for i, j in by_similarity(r, w, n)], "right comes first"),
+    ("5.2", WRONG_DPO["no reference"][0], "is each text's reference subtracted"),
+    ("5.2", WRONG_DPO["sigmoid without log"][0], "take -log of it"),
+    ("5.2", WRONG_DPO["no beta"][0], "beta is missing"),
+    ("5.3", lambda n, c, k: math.comb(n - c, k) / math.comb(n, k), "the chance of none"),
+    ("5.3", WRONG_ESTIMATES["with replacement"][0], "draws with replacement"),
+    ("6.1", WRONG_SHARES["no root"][0], "take roots"),
+    ("6.1", WRONG_SHARES["the wrong way round"][0], "alpha and sigma are exchanged"),
+    ("6.2", WRONG_STEPS["back in time"][0], "gamma_t and gamma_s are exchanged"),
+    ("6.2", WRONG_STEPS["no noise put back"][0], "no noise is put back"),
+    ("6.2", lambda z, x, t, s: stepping(z, x, t, s) + random.random(), "DDIM draws no new noise"),
+    ("6.4", WRONG_LOSSES["no half"][0], "the half is missing"),
+    ("6.4", WRONG_LOSSES["weighed by the noise"][0], "SNR is e^-gamma"),
+    ("7.1", lambda top, c: [s * c for s in range(top + 1)], "a list of pairs"),
+    ("7.2", WRONG_THINKING["all is read anew"][0], "hand it the new thought alone"),
+    ("7.2", lambda *x: thinking(*x)[::-1], "(list of thoughts, state) was expected"),
+    ("8.1", WRONG_WARPING["no waiting"][0], "the first row is"),
+    ("8.2", WRONG_WALKS["the other way round"][0], "the teacher's place comes first"),
+    ("8.2", WRONG_WALKS["a tie moves the teacher alone"][0], "did a finger move on"),
+    ("8.3", WRONG_DIVERGENCES["no tail"][0], "the tail is missing"),
+    ("8.3", WRONG_DIVERGENCES["base 2"][0], "the logarithm is the natural one"),
+    ("8.3", lambda t, q: terms(t, q) + math.log(1 - sum(t.values())), "an event of probability 0 adds nothing"),
+    ("9.1", lambda c, n: plain_wilson(c, n)[::-1], "the low end comes first"),
+    ("9.2", lambda rows: rows, "beats it"),
+    ("9.2", lambda rows: [], "of two equal rows you keep 0"),
+]
+
+
+@pytest.mark.parametrize("number, mistake, words", SAID, ids=[f"{number} {words}" for number, _, words in SAID])
+def test_the_likely_cause_of_a_mistake_is_said(number, mistake, words):
+    result = lessons.check(number, mistake)
+    assert not result.passed and words in str(result), str(result)
+
+
+@pytest.mark.parametrize("number", ["5.1", "6.1", "6.3", "6.4", "7.1", "7.2", "8.1", "8.2", "8.3", "9.1", "9.2"])
+def test_a_forgotten_return_is_said_without_a_crash(number):
+    shown = str(lessons.check(number, lambda *a: None))
+    assert "expected" in shown and "raised" not in shown, shown

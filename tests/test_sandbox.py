@@ -296,6 +296,15 @@ def test_an_adapter_is_laid_on_our_base(models):
     assert adapted.value["parameters"] > plain.value["parameters"]
 
 
+@isolated
+def test_what_a_check_reads_in_a_functions_code_it_reads_in_the_sandbox_too():
+    """Python's own hash() is seen by its name alone: it differs from session to session, unseen within one."""
+    cell = "def split_of(text):\n    return ['train', 'valid', 'test'][hash(text) % 3]"
+    job = {"kind": "exercise", "number": "1.1", "function": "split_of", "imports": "", "cells": [cell]}
+    rows = sandbox.run(job, SHORT).value["rows"]
+    assert not rows[0][1] and "differs from session to session" in rows[0][2]
+
+
 def test_results_are_computed_where_the_job_says_so(models, monkeypatch):
     from lib import generation
     from lib.decoding_calculator import Calculator

@@ -5,6 +5,7 @@ is a function that takes the reader's function and asserts; its docstring says w
 wrong.
 """
 
+import functools
 import importlib
 import os
 from collections.abc import Callable
@@ -69,11 +70,18 @@ def check(exercise: str, answer: Callable) -> Result:
     Returns a Result that Jupyter shows as a table. With WORKBENCH_STRICT=1 in the environment (tests, grading) an
     exercise that does not pass raises AssertionError instead.
     """
-    rows = []
+    rows, returned = [], [0]
+
+    @functools.wraps(answer)
+    def watched(*arguments, **named):
+        returned[0] = answer(*arguments, **named)
+        return returned[0]
+
     for invariant in find(exercise).invariants:
         what = (invariant.__doc__ or invariant.__name__).strip()
+        returned[0] = 0
         try:
-            invariant(answer)
+            invariant(watched)
             rows.append((what, True, ""))
         except NotImplementedError:
             rows = [("your function", False, "not implemented yet")]
@@ -81,7 +89,10 @@ def check(exercise: str, answer: Callable) -> Result:
         except AssertionError as error:
             rows.append((what, False, str(error)))
         except Exception as error:  # whatever the reader's code raises is a finding, not a crash
-            rows.append((what, False, f"your function raised {type(error).__name__}: {error}"))
+            why = f"your function raised {type(error).__name__}: {error}"
+            if returned[0] is None:
+                why = f"your function returned None: is its `return` missing? ({type(error).__name__}: {error})"
+            rows.append((what, False, why))
     result = Result(exercise, rows)
     if os.environ.get("WORKBENCH_STRICT") == "1":
         assert result.passed, str(result)

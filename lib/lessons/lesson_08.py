@@ -30,7 +30,10 @@ def cheapest(costs, i, j):
 
 def found_totals(totals, costs):
     """What the reader's function returns, as lists."""
-    return [list(row) for row in totals([list(row) for row in costs])]
+    found = totals([list(row) for row in costs])
+    table = hasattr(found, "__len__") and all(hasattr(row, "__len__") for row in found)
+    assert table, f"a table, a list of rows, was expected, found {found!r}"
+    return [list(row) for row in found]
 
 
 def totals_of_every_pair(totals):
@@ -44,7 +47,9 @@ def totals_of_every_pair(totals):
 def totals_begin_with_the_first_cost(totals):
     """The way begins at the first pair: its total is its cost."""
     for costs in TABLES:
-        assert found_totals(totals, costs)[0][0] == costs[0][0], f"costs {costs}: the first total is {costs[0][0]}"
+        found, wanted = found_totals(totals, costs)[0][0], costs[0][0]
+        reason = "it has nothing before it; note that Python's index -1 is the last entry"
+        assert found == wanted, f"costs {costs}: the first total is {wanted}, found {found}; {reason}"
 
 
 def totals_along_the_edges(totals):
@@ -53,17 +58,24 @@ def totals_along_the_edges(totals):
         found = found_totals(totals, costs)
         row = list(itertools.accumulate(costs[0]))
         column = list(itertools.accumulate(line[0] for line in costs))
-        assert found[0] == row, f"costs {costs}: the first row is {row}, found {found[0]}"
+        reason = "what is outside the table costs infinity, not 0"
+        assert found[0] == row, f"costs {costs}: the first row is {row}, found {found[0]}; {reason}"
         edge = [line[0] for line in found]
-        assert edge == column, f"costs {costs}: the first column is {column}, found {edge}"
+        assert edge == column, f"costs {costs}: the first column is {column}, found {edge}; {reason}"
 
 
 def totals_are_the_cheapest(totals):
     """Every total is the cost of the cheapest way to that pair: both go on, or one of the two waits."""
     for costs in TABLES:
         found = found_totals(totals, costs)
-        wanted = [[cheapest(costs, i, j) for j in range(len(costs[0]))] for i in range(len(costs))]
-        assert found == wanted, f"costs {costs}: the totals are {wanted}, found {found}"
+        for i, j in itertools.product(range(len(costs)), range(len(costs[0]))):
+            wanted = cheapest(costs, i, j)
+            before = [(a, b) for a, b in ((i - 1, j - 1), (i - 1, j), (i, j - 1)) if min(a, b) >= 0]
+            ways = ", ".join(f"{cheapest(costs, a, b)} at {(a, b)}" for a, b in before)
+            assert found[i][j] == wanted, (
+                f"costs {costs}: the total at {(i, j)} is {wanted}, its own cost {costs[i][j]} and the least of "
+                f"{ways or 'nothing'}; found {found[i][j]}"
+            )
 
 
 # ----- 8.2
@@ -85,27 +97,42 @@ def sharing(left, right):
     return [(i, j) for (i, a), (j, b) in pairs if set(range(*a)) & set(range(*b))]
 
 
+def linked(links, left, right) -> list[tuple]:
+    """The pairs that the reader's function returns."""
+    found = links(list(left), list(right))
+    found = list(found) if hasattr(found, "__iter__") else found
+    pairs = isinstance(found, list) and all(hasattr(pair, "__len__") and len(pair) == 2 for pair in found)
+    assert pairs, f"a list of pairs (i, j) was expected, found {found!r}"
+    return [tuple(pair) for pair in found]
+
+
 def links_of_equal_texts(links):
     """Cut alike, every token belongs to its own twin and to nothing else."""
     for left, _ in TEXTS[:5]:
         wanted = [(i, i) for i in range(len(left))]
-        found = sorted(map(tuple, links(left, left)))
-        assert found == wanted, f"spans {left} twice: {wanted}, found {found}"
+        found = sorted(linked(links, left, left))
+        reason = "is the place at `end` taken for one of the span?"
+        reason = "a pair came twice" if len(set(found)) < len(found) else reason
+        assert found == wanted, f"spans {left} on both sides: {wanted}, found {found}; {reason}"
 
 
 def links_miss_nothing(links):
     """Tokens that share a character are linked: one with several, several with one, several with several."""
     for left, right in TEXTS:
-        found = set(map(tuple, links(left, right)))
-        missed = sorted(set(sharing(left, right)) - found)
-        assert not missed, f"teacher {left}, student {right}: missed {missed}"
+        found = set(linked(links, left, right))
+        wanted = set(sharing(left, right))
+        missed = sorted(wanted - found)
+        reason = "did a finger move on while its token had another partner?"
+        reason = "the teacher's place comes first" if {(j, i) for i, j in found} == wanted else reason
+        assert not missed, f"teacher {left}, student {right}: missed {missed}; {reason}"
 
 
 def links_do_not_touch(links):
     """Tokens that only touch, one ending where the other begins, share nothing."""
     for left, right in TEXTS:
-        wrong = sorted(set(map(tuple, links(left, right))) - set(sharing(left, right)))
-        assert not wrong, f"teacher {left}, student {right}: {wrong} share no character"
+        wrong = sorted(set(linked(links, left, right)) - set(sharing(left, right)))
+        reason = "a span's end is the first place behind it"
+        assert not wrong, f"teacher {left}, student {right}: {wrong} share no character; {reason}"
 
 
 class Place(int):
@@ -130,8 +157,8 @@ def links_walk(links):
     n = 400
     left, right = ([(Place(i), Place(i + 1)) for i in range(n)] for _ in range(2))
     Place.compared = 0
-    found = list(links(left, right))
-    assert len(found) == n, f"{n} tokens of one letter each, twice, have {n} links"
+    found = linked(links, left, right)
+    assert len(found) == n, f"{n} tokens of one letter each on both sides have {n} links, found {len(found)}"
     compared = Place.compared
     assert compared < 40 * n, f"{n} tokens a side took {compared:,} comparisons; two fingers need a few a token"
 
@@ -153,31 +180,52 @@ def exact(teacher, student):
     return sum(p * math.log(p / q) for p, q in pairs if p > 1e-12)
 
 
+def diverged(divergence, teacher: dict, student: dict) -> float:
+    """What the reader's function gives for copies."""
+    try:
+        found = divergence(dict(teacher), dict(student))
+    except (ValueError, ZeroDivisionError) as error:
+        raise AssertionError(
+            f"teacher {teacher}, student {student}: {error}; an event of probability 0 adds nothing, leave it out"
+        ) from None
+    assert found is not None, "one number was expected, nothing came back"
+    return float(found)
+
+
 def divergence_of_a_point_mass(divergence):
     """A teacher that is sure teaches as a sample does: minus the log of what the student gives the token."""
     for q in (0.25, 0.9):
-        found, wanted = divergence({"a": 1.0}, {"a": q}), -math.log(q)
-        assert math.isclose(found, wanted, abs_tol=1e-6), f"student {q}: {wanted:.4f}, found {found:.4f}"
+        found, wanted = diverged(divergence, {"a": 1.0}, {"a": q}), -math.log(q)
+        reason = "p log(p / q), where p is the teacher's"
+        reason = "the logarithm is the natural one" if math.isclose(found * math.log(2), wanted) else reason
+        assert math.isclose(found, wanted, abs_tol=1e-6), f"student {q}: {wanted:.4f}, found {found:.4f}; {reason}"
 
 
 def divergence_of_equals_is_0(divergence):
     """Nothing is to be learned where the two agree."""
     for teacher in ({"a": 0.7, "b": 0.2}, {"a": 0.6}):
-        found = divergence(dict(teacher), dict(teacher))
-        assert abs(found) < 1e-6, f"teacher and student {teacher}: 0, found {found:.4f}"
+        found = diverged(divergence, teacher, teacher)
+        reason = "the log of p / q is 0 where q is p; and the teacher's numbers stay as they are, the rest is the tail"
+        assert abs(found) < 1e-6, f"teacher and student {teacher}: 0, found {found:.4f}; {reason}"
 
 
 def divergence_is_never_negative(divergence):
     """The tail counts: without it a student that gives the teacher's tokens too much would be rewarded."""
-    found = divergence({"a": 0.6}, {"a": 0.9})
+    found = diverged(divergence, {"a": 0.6}, {"a": 0.9})
     assert found > -1e-6, f"teacher {{'a': 0.6}}, student {{'a': 0.9}}: found {found:.4f}, below 0; what of the rest?"
 
 
 def divergence_is_that_of_the_tail_too(divergence):
     """p log(p / q) over the teacher's tokens, and once more for all others together."""
     for teacher, student in PAIRS:
-        found, wanted = divergence(dict(teacher), dict(student)), exact(teacher, student)
-        assert math.isclose(found, wanted, abs_tol=1e-6), f"{teacher}, {student}: {wanted:.4f}, found {found:.4f}"
+        found, wanted = diverged(divergence, teacher, student), exact(teacher, student)
+        named = sum(p * math.log(p / student[token]) for token, p in teacher.items())
+        reason = "the tail's q is 1 minus what the student gives the teacher's tokens, not all that it names"
+        reason = reason if set(student) - set(teacher) else "p log(p / q) of every event, the tail, too"
+        reason = "the tail is missing" if math.isclose(found, named, abs_tol=1e-6) else reason
+        assert math.isclose(found, wanted, abs_tol=1e-6), (
+            f"teacher {teacher}, student {student}: {wanted:.4f}, found {found:.4f}; {reason}"
+        )
 
 
 EXERCISES = {
@@ -195,7 +243,8 @@ EXERCISES = {
             "Two spans share a character when each begins before the other ends.",
             "For each of the teacher's spans: skip the student's that end before it begins, for good; then look from "
             "there until one begins after it ends.",
-            "while first < len(right) and right[first][1] <= start: first += 1",
+            "For (start, end) of left: while first < len(right) and right[first][1] <= start: first += 1; then from "
+            "j = first on, while j < len(right) and right[j][0] < end: note (i, j), j += 1. first itself stays.",
         ],
     ),
     "8.3": Exercise(
@@ -209,7 +258,8 @@ EXERCISES = {
             "The divergence is a sum of p * log(p / q) over all events. All tokens that the teacher does not name are "
             "one event more, of probability 1 - sum(teacher.values()).",
             "What the student gives that event: 1 minus its probabilities of the teacher's tokens.",
-            "An event that the teacher finds impossible adds nothing; leave it out, for the log of 0 is not to be had.",
+            "An event that the teacher finds impossible adds nothing; leave it out, for the log of 0 is not to be had: "
+            "sum(p * math.log(p / q) for p, q in pairs if p > 1e-12), with the tail as the last of the pairs.",
         ],
     ),
 }

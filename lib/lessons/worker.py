@@ -10,6 +10,7 @@ check, its data or the functions it uses. It cannot catch code that puts everyth
 that writes into the frames of the check on the stack: a pass says that nothing crude was done, not that nothing was.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -218,6 +219,7 @@ def said(error: BaseException) -> str:
 def plainly(function: Callable) -> Callable:
     """The function, with what it returns made of plain values: objects that are equal to everything pass no check."""
 
+    @functools.wraps(function)
     def called(*arguments, **named):
         return plain(function(*arguments, **named))
 
