@@ -9,6 +9,7 @@ import json
 import os
 import re
 import zipfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def bundle(
     partial = out.with_name(f".{out.stem}.{os.getpid()}.zip")
     try:
         _write_zip(partial, data)
-        _smoke(partial, plan, trusted)
+        _smoke(partial, plan, trusted, out.name)
         os.replace(partial, out)
     finally:
         partial.unlink(missing_ok=True)
@@ -183,9 +184,9 @@ def _write_zip(path: Path, data: dict[str, bytes]) -> None:
             packed.writestr(entry, data[name], zipfile.ZIP_DEFLATED, 6)
 
 
-def _smoke(packed: Path, plan: str, trusted: bool) -> None:
+def _smoke(packed: Path, plan: str, trusted: bool, name: str) -> None:
     """Grade the zip with a few questions and print what came; InputError where a model does not answer."""
-    report = grade.grade(packed, plan, seed=0, trusted=trusted, questions=SMOKE)
+    report = replace(grade.grade(packed, plan, seed=0, trusted=trusted, questions=SMOKE), source=name)
     print(f"Tried as it will be graded, with {SMOKE} questions a model, which say nothing of the grade:\n")
     print(report.text(points=False))
     for found in report.models:
