@@ -382,6 +382,9 @@ def test_the_shares_of_what_questions_are_made_of_are_stated(parts):
     brute = sum(p.meta["family"] == "mass" for p in parts["train"]) / len(parts["train"])
     assert found["family"]["mass"] == brute and set(found["what is new"]) == {"known"}
     assert 0.03 < found["wording"]["rarest of 20"] <= found["wording"]["most common"] < 0.07
+    assert list(found["number"]) == [str(n) for n in range(1, 11)]
+    wide = units_inspection.shares(units.splits(1200, 0, 99)["train"])["number"]
+    assert wide["more"] == 0.5 and len(wide) == 11
     plain = make_problem("6 kg in g?", [], "6000", "units")
     assert units_inspection.shares([plain]) == {"steps": {"0": 1.0}}
 

@@ -14,8 +14,9 @@ def shares(problems: list[Problem]) -> dict[str, dict[str, float]]:
 
     Only what the problems' meta holds: a published file says nothing of its wordings.
     """
-    kinds = {"family": "family", "number": "n", "word order": "word_order", "what is new": "novelty"}
+    kinds = {"family": "family", "word order": "word_order", "what is new": "novelty"}
     found = {"steps": Counter(str(len(p.steps)) for p in problems)}
+    found["number"] = Counter(min(p.meta["n"], 11) for p in problems if "n" in p.meta)
     for title, key in kinds.items():
         found[title] = Counter(p.meta[key] for p in problems if key in p.meta)
     wordings = Counter(p.meta["template"] for p in problems if "template" in p.meta)
@@ -23,7 +24,7 @@ def shares(problems: list[Problem]) -> dict[str, dict[str, float]]:
         rare, common = min(wordings.values()), max(wordings.values())
         found["wording"] = {f"rarest of {len(wordings)}": rare, "most common": common}
     return {
-        title: {str(value): counts[value] / len(problems) for value in sorted(counts)}
+        title: {"more" if value == 11 else str(value): counts[value] / len(problems) for value in sorted(counts)}
         for title, counts in found.items()
         if counts
     }
