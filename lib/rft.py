@@ -138,6 +138,17 @@ def as_records(found: list[Problem], source: list[Problem]) -> list[list]:
     return records
 
 
+def check_found(sets: dict[tuple, tuple[list[Problem], dict[str, int]]]) -> None:
+    """Raise InputError, with the fates of the samples, where one of these results of `collect` holds nothing."""
+    for key, (found, ledger) in sets.items():
+        if not found:
+            fates = ", ".join(f"{count} {name}" for name, count in ledger.items() if count) or "none was drawn"
+            raise InputError(
+                f"There is nothing to learn from ({', '.join(map(str, key))}): of the samples {fates}. Use a better "
+                "sampler, more samples, or some gold problems."
+            )
+
+
 def collect(
     problems: list[Problem], gold: list[Problem], pools: list[dict[str, list[dict]]], k: int, within: float = 1.0
 ) -> tuple[list[Problem], dict[str, int]]:

@@ -390,3 +390,11 @@ def test_a_plan_that_cannot_be_carried_out_is_refused_before_anything_runs(wrong
     rft.check_plan(**PLAN)
     with pytest.raises(InputError, match=says):
         rft.check_plan(**{**PLAN, **wrong})
+
+
+def test_a_training_set_that_holds_nothing_is_refused_with_the_fates_of_its_samples():
+    wrong = sample(TRAYS, "#### 20")
+    sets = {("gsm8k", 0, 1): collect([TRAYS], [], [{TRAYS.id: [wrong]}], 1)}
+    with pytest.raises(InputError, match=r"nothing to learn from \(gsm8k, 0, 1\): of the samples 1 wrong answer"):
+        rft.check_found(sets)
+    rft.check_found({("gsm8k", 0, 1): collect([TRAYS], [TRAYS], [{}], 1)})

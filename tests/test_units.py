@@ -365,8 +365,19 @@ def test_a_lookup_fails_where_it_should(parts, record_property):
     assert units_inspection.nearest_neighbour(parts["train"], parts["train"][7]) == parts["train"][7].answer
 
 
-def test_no_hidden_question_can_be_looked_up(parts):
-    """The table of 01, on the hidden questions: copying is worth next to nothing, and scaling nothing on a new pair."""
+def test_no_pair_that_is_held_back_has_a_twin_in_training():
+    """mL is cm^3: who knows one of them knows the other, and two names of one size are no conversion to work out."""
+    for family in units.UNITS:
+        held = units.held_out(family)
+        for pair in units.pairs(family):
+            a, b = map(units.size, pair)
+            like = [o for o in units.pairs(family) if {units.size(o[0]), units.size(o[1])} == {a, b}]
+            assert len({held.get(frozenset(o)) for o in like}) == 1
+            assert a != b or frozenset(pair) not in held
+
+
+def test_what_lookups_are_worth_on_hidden_questions(parts):
+    """The table of 01: copying is worth next to nothing; scaling solves a new number and nothing of a new pair."""
     rows = {row["what is new"]: row for row in units_inspection.lookups(parts["train"], units.hidden(160, 5))}
     print("hidden questions, right by lookup:", rows)
     assert {kind: row["n"] for kind, row in rows.items()} == {"new_number": 80, "new_pair": 80}

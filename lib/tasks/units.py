@@ -255,15 +255,16 @@ def _point(text: str) -> bytes:
 def held_out(family: str) -> dict[frozenset, str]:
     """Pairs, without direction, that never occur in training, each with its split ("valid" or "test").
 
-    Taken by hash, an eighth for each, at least one, as long as training still leads from every unit to every other:
-    what is held back can be worked out, only not looked up. Data has one such pair, which is tested.
+    Taken by hash, an eighth for each, at least one, as long as training still leads from every unit to every other: it
+    can be worked out, not looked up. A pair goes with its twins (mL is cm^3), and two names of one size are known.
     """
     every = sorted({frozenset(pair) for pair in pairs(family)}, key=lambda pair: _point(" ".join(sorted(pair))))
     wanted, found = ["test", "valid"] * max(1, len(every) // 8), {}
     for pair in every:
-        rest = [other for other in every if other != pair and other not in found]
-        if wanted and _reached(rest) == frozenset().union(*every):
-            found[pair] = wanted.pop(0)
+        twins = [other for other in every if set(map(size, other)) == set(map(size, pair))]
+        rest = [other for other in every if other not in twins and other not in found]
+        fits = len(set(map(size, pair))) == 2 and pair not in found and _reached(rest) == frozenset().union(*every)
+        found |= dict.fromkeys(twins, wanted.pop(0)) if wanted and fits else {}
     return found
 
 
@@ -318,9 +319,8 @@ def _worded(m: int, x: str, y: str, template: int, a: str, b: str, novelty: str)
 
 def _both(n: int, seed: str, split: str) -> list[Problem]:
     """`n` questions of a split that is held back, the larger half about new pairs, mixed."""
-    problems = _draw(n - n // 2, f"{seed} pairs", [(split, "new_pair")])
-    problems += _draw(n // 2, f"{seed} numbers", [(split, "new_number")])
-    return random.Random(seed).sample(problems, n)
+    about_pairs = _draw(n - n // 2, f"{seed} pairs", [(split, "new_pair")])
+    return random.Random(seed).sample(about_pairs + _draw(n // 2, f"{seed} numbers", [(split, "new_number")]), n)
 
 
 def practice(n: int, seed: str, largest: int) -> list[Problem]:
@@ -347,8 +347,8 @@ def generate(n: int, seed: int = 0) -> list[Problem]:
 def splits(n: int, seed: int = 0, largest: int = 10) -> dict[str, list[Problem]]:
     """`n` problems as {"train", "valid", "test"}, 80/10/10, that share no cell.
 
-    Half of valid and of test asks about new numbers of known pairs, half about new pairs (`meta["novelty"]`).
-    largest  above 10, half of the training questions are `practice` with numbers up to it
+    Half of valid and of test asks about new numbers of known pairs, half about new pairs (`meta["novelty"]`). With
+    `largest` above 10, half of the training questions are `practice` with numbers up to it.
     """
     held, name = n // 10, f"units {seed} train"
     more = (n - 2 * held) // 2 if largest > 10 else 0

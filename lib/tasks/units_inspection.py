@@ -6,7 +6,7 @@ from functools import cache
 
 from lib import answers
 from lib.problems import Problem
-from lib.tasks.units import significant
+from lib.tasks.units import FAMILY, significant, size
 
 
 def shares(problems: list[Problem]) -> dict[str, dict[str, float]]:
@@ -51,13 +51,18 @@ def _words(question: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w(?:[\w^*/.]*\w)?", question))
 
 
+def _sizes(problem: Problem) -> tuple:
+    source, target = problem.meta["from_unit"], problem.meta["to_unit"]
+    return FAMILY[source], size(source), size(target)
+
+
 def nearest_neighbour(train: list[Problem], problem: Problem, scaled: bool = False) -> str:
     """The answer of the training question most like `problem`'s (shared words over all words of both), the first such.
 
-    scaled  look among the questions about the same pair, where there are any, and multiply by the ratio of the numbers
+    scaled  look among the questions about the same pair, or one of the same sizes (mL is cm^3), where there are any,
+            and multiply by the ratio of the numbers
     """
-    pair = ("from_unit", "to_unit")
-    same = [p for p in train if scaled and "n" in p.meta and all(p.meta[k] == problem.meta.get(k) for k in pair)]
+    same = [p for p in train if scaled and "n" in p.meta and _sizes(p) == _sizes(problem)]
     words = _words(problem.question)
     found = max(same or train, key=lambda p: len(words & _words(p.question)) / len(words | _words(p.question)))
     return significant(found.meta["exact"] * problem.meta["n"] / found.meta["n"]) if same else found.answer
