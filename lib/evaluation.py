@@ -61,7 +61,7 @@ class ChoiceConfig:
             raise InputError(f"Unknown way to choose {self.by!r}; use vote, verifier or weighted_vote.")
 
 
-def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(correct: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """The 95 % Wilson score interval of correct / n; (0, 1) when n is 0."""
     if n == 0:
         return 0.0, 1.0

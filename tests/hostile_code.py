@@ -349,6 +349,31 @@ FORGED = [
     ),
     ("changes len", "changed", before("import builtins\nbuiltins.len = lambda x: 6")),
     ("changes list", "changed|raised", before("import builtins\nbuiltins.list = lambda x: [-100] * 3 + [21, 22, 1]")),
+    (
+        "a builtin of the worker's own",
+        "changed",
+        before(
+            "import __main__\n__main__.list = lambda x: [x[0], True, ''] if type(x) is tuple and len(x) == 3 else [*x]",
+            " + [0]",
+        ),
+    ),
+    (
+        "a builtin of the lesson's own",
+        "changed",
+        LESSON + before("lesson_03.list = lambda x: [-100] * 3 + [21, 22, 1]", " + [0]"),
+    ),
+    (
+        "a class put into a library",
+        "changed|do not hold",
+        "import torch\nclass S(str):\n    __eq__ = lambda *a: True\n    __hash__ = None\n"
+        "S.__module__, torch.S = 'torch', S\n" + inside("", "S()"),
+    ),
+    (
+        "a view of something equal to everything",
+        "do not hold",
+        "import types\nclass D(dict):\n    __eq__ = lambda *a: True\n    __iter__ = lambda s: iter([0] * 6)\n"
+        + inside("", "types.MappingProxyType(D())"),
+    ),
     ("changes AssertionError", "changed", before("import builtins\nbuiltins.AssertionError = KeyError")),
     (
         "changes json",

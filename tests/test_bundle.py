@@ -55,7 +55,7 @@ def plan(tmp_path):
 @pytest.fixture
 def untried(monkeypatch):
     """Bundles are not graded: for tests of what is in them."""
-    monkeypatch.setattr(bundle, "_smoke", lambda *_: None)
+    monkeypatch.setattr(bundle, "_smoke", lambda *_, **__: None)
 
 
 def entries(path):
@@ -73,7 +73,7 @@ def test_a_bundle_is_written_and_can_be_graded(work, run, plan, tmp_path, capsys
     shown = capsys.readouterr().out
     assert made == tmp_path / "ada.zip" and "total" not in shown and str(made) in shown
     assert re.search(r"3\.1 +make_labels +(\d+) of \1 +ok", shown)
-    assert len(re.findall(r"right \[.*\] of 8,", shown)) == 3
+    assert len(re.findall(r"right \[.*\] of 8 ", shown)) == 3
     assert [path.name for path in tmp_path.glob("*ada*")] == ["ada.zip"]
     assert {path: path.read_bytes() for path in work.rglob("*") if path.is_file()} == before
     report = grade.grade(made, plan, seed=3, trusted=TRUST, only=["03"])
@@ -302,3 +302,11 @@ def test_help_is_fast_and_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--trust" in done.stdout and done.stdout.endswith("[]\n")
+
+
+def test_a_base_model_on_disk_is_tried_as_it_will_be_graded(work, run, plan, tmp_path, monkeypatch):
+    """The plan's own base may be a hub id that this machine has not."""
+    seen, real = [], grade.grade
+    monkeypatch.setattr(grade, "grade", lambda *a, **k: seen.append(k) or real(*a, **{**k, "device": "cpu"}))
+    bundle.bundle(work, "ada", plan, run, tmp_path / "ada.zip", trusted=TRUST, base=str(run / BASE), device="cuda")
+    assert [(how["base"], how["device"], how["questions"]) for how in seen] == [(str(run / BASE), "cuda", 8)]

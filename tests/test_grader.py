@@ -3,14 +3,16 @@
 import json
 import re
 import shutil
+import time
 from dataclasses import replace
 
 import pytest
 
-from lib import answers, evaluation
+from lib import answers, evaluation, pipeline
 from lib.errors import InputError
 from lib.lessons import __main__ as command
 from lib.lessons import build, grade, handin, sandbox
+from lib.lessons import check as lessons
 from lib.lessons.plan import PLANS, Part, band, judge, known_plans, read_plan
 from lib.lessons.report import ExerciseResult, Measurement, PartResult, Report
 from lib.tasks import units
@@ -180,7 +182,8 @@ def test_exercise_cells_before_it_go_along_where_it_builds_on_them():
     built = job_of(("def h(): 0",), ("def g(): h()",), ("def other(): 1 / 0",), ("def f(): g()",), ("def h(): 9",))
     assert built["cells"] == ["def h(): 0", "def g(): h()", "def f(): g()"]
     assert job_of("def g(): 1", "def f(): g()")["cells"] == ["def g(): 1", "def f(): g()"]  # it counts for g
-    assert job_of("def k(): 1", "def f(): k()")["cells"] == ["def f(): k()"]  # no exercise
+    assert job_of("def k(): 1", "def f(): k()")["cells"] == ["def k(): 1", "def f(): k()"]  # a helper
+    assert job_of("def k(): 1\nk()", "def f(): k()")["cells"] == ["def f(): k()"]  # it does something
     assert job_of(("def f(): g()",), ("def g(): 1",))["cells"] == ["def f(): g()"]  # after it
 
 
@@ -190,13 +193,8 @@ def test_imports_whose_names_are_used_go_along():
         "from lib import answers\nfrom os.path import (\n    join as glue,\n)\nimport xml.dom",
         ("import torch\ndef f(x): return math.pi, glue, xml.dom",),
     )
-    assert found["imports"].split("\n") == [
-        "import math, json as j",
-        "from os.path import (",
-        "    join as glue,",
-        ")",
-        "import xml.dom",
-    ]
+    wanted = ["import math, json as j", "from os.path import join as glue", "import xml.dom"]
+    assert found["imports"].split("\n") == wanted
 
 
 def test_why_there_is_no_job_is_told():
@@ -571,3 +569,66 @@ def test_a_base_by_hub_id_is_read_in_the_sandbox(handed, run, tmp_path, monkeypa
     (model / "blobs" / "blob-tokenizer.json").unlink()
     with pytest.raises(InputError, match="Cannot find the base model 'nobody/small'"):
         grade.grade(handed, plan, seed=7, trusted=TRUST, base="nobody/small")
+
+
+# --- what a hand-in may do, and what it may not ---
+
+IMPORTS = "import os, json\n" * 20_000
+SLOW = "\ndef make_labels(prompt, completion, eos):\n    return os, json\n"
+
+
+def notebook_of(*cells) -> dict:
+    made = [
+        {"cell_type": "code", "id": f"c{k}", "metadata": {"tags": ["exercise"] if k else []}, "outputs": []}
+        | {"execution_count": None, "source": source}
+        for k, source in enumerate(cells)
+    ]
+    return {"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def test_a_notebook_of_very_many_imports_is_read_in_seconds(tmp_path):
+    began, exercise = time.monotonic(), handin.known_exercises()["3.1"]
+    (tmp_path / exercise.notebook).write_text(json.dumps(notebook_of(IMPORTS[:190_000], SLOW)))
+    job = handin.exercise_job(handin.read_cells(tmp_path / exercise.notebook), exercise, ["make_labels"])
+    assert time.monotonic() - began < 10 and job["imports"] == "import os, json"
+
+
+@pytest.mark.parametrize("tags", [["exercise"], []])
+def test_helpers_of_a_readers_own_go_with_the_exercise(tmp_path, tags):
+    exercise = handin.known_exercises()["3.1"]
+    helpers = "IGNORE = -100\n\n\ndef hidden(prompt):\n    return [IGNORE] * len(prompt)"
+    answer = "def make_labels(prompt, completion, eos):\n    return hidden(prompt) + completion + [eos]"
+    content = notebook_of(helpers, "print('a cell that runs something')\nhidden = None", answer)
+    content["cells"][1]["metadata"]["tags"] = tags
+    (tmp_path / exercise.notebook).write_text(json.dumps(content))
+    job = handin.exercise_job(handin.read_cells(tmp_path / exercise.notebook), exercise, ["make_labels"])
+    assert job["cells"] == ([helpers, answer] if not tags else [helpers, content["cells"][1]["source"], answer])
+
+
+TRIVIAL = [lambda *a: None, lambda *a: 0, lambda *a: "", lambda *a: [], lambda *a: False, lambda *a: a[0]]
+
+
+def test_a_function_that_does_nothing_earns_next_to_nothing():
+    best = {}
+    for number in handin.known_exercises():
+        for answer in TRIVIAL:
+            rows = tuple(lessons.check(number, answer).rows)
+            share = ExerciseResult(number, "f", "n", len(lessons.find(number).invariants), rows).share
+            best[number] = max(best.get(number, 0.0), share)
+    assert max(best.values()) <= 0.5 and sum(best.values()) / len(best) < 0.1, best
+
+
+def test_wordings_of_one_conversion_count_as_one_for_the_interval():
+    once = Measurement("m", "tagged", correct=(True, False) * 10, cells=tuple(map(str, range(20))))
+    often = Measurement("m", "tagged", correct=(True, False) * 50, cells=tuple(map(str, range(20))) * 5)
+    assert once.accuracy == often.accuracy and once.interval == often.interval == evaluation.wilson(10, 20)
+    assert (once.conversions, often.conversions, often.n) == (20, 20, 100)
+
+
+def test_the_adapters_of_a_profile_fit_its_plan_together():
+    """SmolLM2 360M: 542,720 parameters a rank, four bytes each."""
+    plan, found = read_plan("units_smollm2"), pipeline.resolve("units_smollm2", [])
+    ranks = [found[stage]["lora_rank"] for stage in ("03_sft", "04_rft_generation")]
+    notebooks = sum(path.stat().st_size for path in (build.ROOT / "notebooks").glob("*.ipynb"))
+    assert 4 * 542_720 * sum(ranks) + notebooks + 500_000 < plan.limit_mb * 2**20
+    assert 4 * 542_720 * ranks[0] <= found["03_sft"]["max_adapter_mb"] * 1e6

@@ -49,6 +49,8 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     bundle.add_argument("--out", type=Path, metavar="FILE", help="the zip (default: NAME.zip)")
     bundle.add_argument("--limit-mb", type=float, metavar="MB", help="of all files, unpacked (default: the plan's)")
     bundle.add_argument("--trust", action="store_true", help="try it without isolation")
+    bundle.add_argument("--base", default="", metavar="FOLDER_OR_ID", help="base model in place of the plan's")
+    bundle.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     return parser.parse_args(given)
 
 
@@ -92,7 +94,7 @@ def _bundle(args: argparse.Namespace) -> None:
     from lib.stage import OUTPUTS
 
     run = OUTPUTS / args.run if args.run else None
-    bundle(args.source, args.name, args.plan, run, args.out, args.limit_mb, args.trust)
+    bundle(args.source, args.name, args.plan, run, args.out, args.limit_mb, args.trust, args.base, args.device)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ FACTOR = 2  # files may have this many times the limit on a bundle's size when t
 ENTRIES = 120  # most entries of a zip
 DIRECTORY = 1 << 15  # most bytes of a zip's directory
 RATIO = 200  # a file of more than a megabyte may be this many times as large as its compressed bytes
-TEXT_MB = 5.0  # most of a notebook or of a JSON file that is not a tokenizer
+TEXT_MB = 5.0  # most of a JSON file that is not a tokenizer, and of a notebook in a zip
 CELLS, SOURCE = 2000, 200_000  # most cells of a notebook, and characters of one
 SOME = 1 << 16  # bytes read at a time
 ADVICE = "make the bundle again with `python -m lib.lessons bundle`"
@@ -81,7 +81,8 @@ def _most(name: str, limit_mb: float) -> int:
 
 
 def _too_large(name: str, most: int) -> InputError:
-    return InputError(f"{name!a}: larger than the {most / 2**20:g} MB that are allowed; hand in less.")
+    advice = "clear its outputs" if name.endswith(".ipynb") else "hand in less"
+    return InputError(f"{name!a}: larger than the {most / 2**20:g} MB that are allowed; {advice}.")
 
 
 def _write(name: str, chunks: Iterator[bytes], into: Path, limit_mb: float, room: int) -> int:

@@ -25,7 +25,8 @@ GUIDE = """# Lessons
 Open a lesson from the folder of the workbench: `.venv/bin/jupyter lab FOLDER`, where FOLDER is the folder of this
 file. A lesson reads what the lessons before it made; where that is missing, it names the command that makes it.
 
-- **Write** the body of a function where it says `raise NotImplementedError`.
+- **Write** the body of a function where it says `raise NotImplementedError`. Helpers of your own go into the same cell,
+  or into a cell before it that holds nothing but functions and constants.
 - **Check** it with the cell below: `check("{first}", ...)` names what does not hold yet, and why, most likely.
 - **Hints**: `hint("{first}")` gives the first, `hint("{first}", 2)` a plainer one.
 - **Grade** your work: `python -m lib.lessons grade FOLDER`

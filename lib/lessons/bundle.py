@@ -32,6 +32,8 @@ def bundle(
     out: Path | None = None,
     limit_mb: float | None = None,
     trusted: bool = False,
+    base: str = "",
+    device: str = "cpu",
 ) -> Path:
     """Write the hand-in of `name` to `out` (default: <name>.zip here), and return its path.
 
@@ -39,7 +41,7 @@ def bundle(
     run       where run_all.py left the models that the plan asks for (outputs/<run>); else they stand in `source` as in
               a hand-in
     limit_mb  of all files, unpacked, in MB of 2^20 bytes; the plan's by default
-    trusted   try the bundle without isolation
+    trusted   try the bundle without isolation; base, device: the base model and where it runs, as in `grade`
     Raises InputError, and writes nothing, for an odd name, a missing part, files over the limit (with the largest, and
     the highest LoRA rank that would fit) and a model that does not answer.
     """
@@ -58,7 +60,7 @@ def bundle(
     partial = out.with_name(f".{out.stem}.{os.getpid()}.zip")
     try:
         _write_zip(partial, data)
-        _smoke(partial, plan, trusted, out.name)
+        _smoke(partial, plan, out.name, trusted=trusted, base=base, device=device)
         os.replace(partial, out)
     finally:
         partial.unlink(missing_ok=True)
@@ -184,9 +186,9 @@ def _write_zip(path: Path, data: dict[str, bytes]) -> None:
             packed.writestr(entry, data[name], zipfile.ZIP_DEFLATED, 6)
 
 
-def _smoke(packed: Path, plan: str, trusted: bool, name: str) -> None:
+def _smoke(packed: Path, plan: str, name: str, **how) -> None:
     """Grade the zip with a few questions and print what came; InputError where a model does not answer."""
-    report = replace(grade.grade(packed, plan, seed=0, trusted=trusted, questions=SMOKE), source=name)
+    report = replace(grade.grade(packed, plan, seed=0, questions=SMOKE, **how), source=name)
     print(f"Tried as it will be graded, with {SMOKE} questions a model, which say nothing of the grade:\n")
     print(report.text(points=False))
     for found in report.models:

@@ -274,6 +274,7 @@ def _measured(key: tuple[str, str], job: dict | str, outcome, asked: list[Proble
         correct=tuple(answers.is_correct(p, text) for p, text in zip(asked, texts, strict=True)),
         families=tuple(p.meta["family"] for p in asked),
         novelties=tuple(p.meta["novelty"] for p in asked),
+        cells=tuple(p.meta["canonical"] for p in asked),
         answered=sum(answers.extract(text) is not None for text in texts) / len(asked),
         unfinished=sum(not end for end in finished) / len(asked),
         parameters=parameters,

@@ -68,9 +68,10 @@ def read_cells(path: Path) -> list[Cell]:
 def exercise_job(cells: list[Cell], exercise: Exercise, functions: Iterable[str]) -> dict | str:
     """The job that tries an exercise of a notebook, or one sentence on why there is none.
 
-    The last cell that defines the function at its top level counts. With it go the exercise cells before it that it
-    builds on (those tagged so, and those that count for one of `functions`), and of the notebook's imports those whose
-    names are used: what another exercise breaks, or imports, does not stand in this one's way.
+    The last cell that defines the function at its top level counts. With it go the cells before it that it builds on
+    (exercises, those that count for one of `functions`, and those that only define functions, classes and constants),
+    and of the notebook's imports those whose names are used: what another exercise breaks, or imports, does not stand
+    in this one's way.
     """
     place = _defining(cells, exercise.function)
     if place is None:
@@ -79,18 +80,18 @@ def exercise_job(cells: list[Cell], exercise: Exercise, functions: Iterable[str]
             return f"The cell with {exercise.function} is no Python ({unread[-1]})."
         return f"No cell defines {exercise.function}."
     counted = {_defining(cells, name) for name in functions}
-    before = [k for k in range(place) if cells[k].body and ("exercise" in cells[k].tags or k in counted)]
+    before = [k for k in range(place) if "exercise" in cells[k].tags or k in counted or _only_defines(cells[k])]
     used, chosen = _used(cells[place]), {place}
     for k in reversed(before):  # a cell builds on cells before it alone
         if used & _bound(cells[k].body):
             chosen.add(k)
             used |= _used(cells[k])
-    imports = [
-        ast.get_source_segment(cell.source, node) or ""
+    imports = {
+        ast.unparse(node): None  # a dictionary keeps the order
         for cell in cells
         for node in cell.body
         if isinstance(node, (ast.Import, ast.ImportFrom)) and ({"*"} | used) & _bound((node,))
-    ]
+    }
     return {
         "kind": "exercise",
         "number": exercise.number,
@@ -111,6 +112,18 @@ def _defining(cells: list[Cell], name: str) -> int | None:
                 named = any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
             found = place if named else found
     return found
+
+
+def _only_defines(cell: Cell) -> bool:
+    """Is there nothing but functions, classes and constants in it: a reader's own helpers?"""
+
+    def constant(node: ast.stmt) -> bool:
+        kinds = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.USub, ast.Load)
+        return isinstance(node, ast.Assign) and all(isinstance(part, kinds) for part in ast.walk(node.value))
+
+    own = [node for node in cell.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+    plain = all(isinstance(node, (ast.FunctionDef, ast.ClassDef)) or constant(node) for node in own)
+    return bool(own) and plain and "parameters" not in cell.tags
 
 
 def _used(cell: Cell) -> set[str]:

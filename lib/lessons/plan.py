@@ -154,6 +154,8 @@ def judge(part: Part, exercises: dict[str, ExerciseResult], models: dict[tuple[s
             return PartResult(part.name, part.points, 0.0, (f"{measured.model}: {measured.reason}",))
     if other is not None:
         value, low, high = paired_difference(list(mine.correct), list(other.correct))
+        wider = (mine.n / mine.conversions) ** 0.5  # as many independent questions as conversions
+        low, high = value - wider * (value - low), value + wider * (high - value)
         ends = part.difference
         line = (
             f"{part.model} minus {part.better_than}: {100 * value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] "

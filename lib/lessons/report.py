@@ -40,8 +40,9 @@ class ExerciseResult:
 
     @property
     def share(self) -> float:
-        """The share of its invariants that hold, in [0, 1]."""
-        return 0.0 if self.reason else sum(ok for _, ok, _ in self.rows) / self.asked
+        """The share of its invariants that hold, in [0, 1]; 0 where the first, what the function is for, does not."""
+        works = not self.reason and self.rows and self.rows[0][1]
+        return sum(ok for _, ok, _ in self.rows) / self.asked if works else 0.0
 
     def first_broken(self) -> str:
         """The first invariant that does not hold, and why; "" where all do."""
@@ -55,7 +56,8 @@ class ExerciseResult:
 class Measurement:
     """What a model answered to the hidden questions.
 
-    correct     for each question, in their order; families, novelties  what each question is about
+    correct     for each question, in their order; families, novelties  what each question is about; cells: the number
+                and the pair of units it asks about, which several questions do in other words
     answered    share of outputs with an answer at all; unfinished  share that ran into the limit of tokens
     reason      why there is no measurement ("" where there is one)
     """
@@ -65,6 +67,7 @@ class Measurement:
     correct: tuple[bool, ...] = ()
     families: tuple[str, ...] = ()
     novelties: tuple[str, ...] = ()
+    cells: tuple[str, ...] = ()
     answered: float = 0.0
     unfinished: float = 0.0
     parameters: int = 0
@@ -76,13 +79,18 @@ class Measurement:
         return len(self.correct)
 
     @property
+    def conversions(self) -> int:
+        """How many different conversions the questions ask about: wordings of one are right or wrong together."""
+        return len(set(self.cells)) or self.n
+
+    @property
     def accuracy(self) -> float:
         return sum(self.correct) / self.n if self.n else 0.0
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % Wilson interval of the accuracy."""
-        return wilson(sum(self.correct), self.n)
+        """The 95 % Wilson interval of the accuracy, as wide as if each conversion had been asked about once."""
+        return wilson(self.accuracy * self.conversions, self.conversions)
 
     def by(self, names: tuple[str, ...]) -> dict[str, tuple[int, int]]:
         """(right, asked) for each name in `families` or `novelties`."""
@@ -163,9 +171,9 @@ class Report:
                 continue
             low, high = found.interval
             about = (
-                f"{percent(found.accuracy)} right [{percent(low)}, {percent(high)}] of {found.n}, "
-                f"{percent(found.answered)} answered, {percent(found.unfinished)} unfinished; "
-                f"{found.parameters:,} parameters, {found.seconds:.0f} s"
+                f"{percent(found.accuracy)} right [{percent(low)}, {percent(high)}] of {found.n} questions about "
+                f"{found.conversions} conversions, {percent(found.answered)} answered, "
+                f"{percent(found.unfinished)} unfinished; {found.parameters:,} parameters, {found.seconds:.0f} s"
             )
             lines += _wrapped(head, about)
             for names in (found.families, found.novelties):
@@ -201,6 +209,7 @@ class Report:
             "form": found.form,
             "reason": found.reason,
             "n": found.n,
+            "conversions": found.conversions,
             "accuracy": found.accuracy if not found.reason else None,
             "ci_low": low if not found.reason else None,
             "ci_high": high if not found.reason else None,

@@ -10,8 +10,6 @@ check, its data or the functions it uses. It cannot catch code that puts everyth
 that writes into the frames of the check on the stack: a pass says that nothing crude was done, not that nothing was.
 """
 
-import functools
-import itertools
 import json
 import os
 import signal
@@ -24,15 +22,12 @@ from json.encoder import c_make_encoder, encode_basestring_ascii
 from lib import prompts
 from lib.errors import InputError
 from lib.lessons import check, confine
+from lib.lessons.plain import plainly
 
 LONGEST = 2000  # characters of a message
 WATCHED = ("builtins", "json", "json.encoder", "math", "operator", "random", "itertools", "functools", "warnings")
 WATCHED += ("torch", "torch.nn.functional", "numpy", "fractions", "re", "copy", "tempfile", "traceback")
-PLAIN = (bool, int, float, complex, str, bytes)
-HEAP = 1 << 9  # the flag of a class made by Python code, Py_TPFLAGS_HEAPTYPE
 LACKING = ("MemoryError", "bad_alloc", "allocate memory", "not enough memory", "out of memory", "failed to map segment")
-KNOWN = ("array", "collections", "decimal", "fractions", "itertools", "numpy", "torch")  # whose objects are taken
-KNOWN += ("peft", "transformers")
 
 
 def main() -> None:
@@ -216,42 +211,6 @@ def said(error: BaseException) -> str:
         return "an exception that cannot be shown"
 
 
-def plainly(function: Callable) -> Callable:
-    """The function, with what it returns made of plain values: objects that are equal to everything pass no check."""
-
-    @functools.wraps(function)
-    def called(*arguments, **named):
-        return plain(function(*arguments, **named))
-
-    return called
-
-
-def plain(value, depth: int = 0):
-    """A value rebuilt from exact int, float, str, list ...; arrays and tensors as they are; else AssertionError."""
-    kind = type(value)
-    assert depth < 50, "your function returned lists in lists without end"
-    if kind in PLAIN or value is None:
-        return value
-    if kind in (list, tuple, set, frozenset):
-        return kind(plain(item, depth + 1) for item in value)
-    if kind is dict:
-        return {plain(key, depth + 1): plain(item, depth + 1) for key, item in value.items()}
-    home = sys.modules.get(kind.__module__)
-    known = kind.__module__.partition(".")[0] in KNOWN and getattr(home, kind.__qualname__, None) is kind
-    if known or not kind.__flags__ & HEAP:  # no class of the reader's own
-        if hasattr(kind, "__next__"):
-            return (plain(item, depth + 1) for item in value)
-        return plain(value.tolist(), depth) if str(getattr(value, "dtype", "")) == "object" else value
-    for base in PLAIN:
-        if isinstance(value, base):
-            return base.__new__(base, value) if base is not bytes else bytes(memoryview(value))
-    for base in (list, tuple, set, dict):
-        if isinstance(value, base):
-            parts = base.items(value) if base is dict else base.__iter__(value)
-            return plain(base(itertools.islice(parts, 10**6)), depth)
-    raise AssertionError(f"your function returned a {kind.__name__}: a number, text, list or array is wanted")
-
-
 def snapshot() -> dict[str, object]:
     """{name: what it is} of what a check rests on: its functions, their code, its data, and the libraries it calls."""
     found = {}
@@ -259,6 +218,7 @@ def snapshot() -> dict[str, object]:
         ours = name == "__main__" or name.startswith("lib.")
         if module is None or not (ours or name in WATCHED):
             continue
+        found[name] = module
         for key, value in list(vars(module).items()):
             if callable(value) or isinstance(value, types.ModuleType):
                 found[f"{name}.{key}"] = value
@@ -273,14 +233,15 @@ def snapshot() -> dict[str, object]:
 
 
 def changed(before: dict[str, object], look: Callable = snapshot, same: Callable = isinstance) -> list[str]:
-    """Names of what is no longer as it was."""
+    """Names of what is no longer as it was, or is new in a module that was there: it could stand before a builtin."""
     now, absent = look(), object()
     found = []
     for name, value in before.items():
         other = now.get(name, absent)
         if other is not value and not (same(value, (str, tuple)) and other == value):
             found.append(name)
-    return found
+    new = [name for name, value in now.items() if name not in before and not same(value, types.ModuleType)]
+    return found + [name for name in new if name.rpartition(".")[0] in before and not name.endswith(" (code)")]
 
 
 # ----- questions for a model
