@@ -108,7 +108,8 @@ def environment(scratch: str, device: str) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "USER": "worker",
         "LOGNAME": "worker",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+        # two jobs run at once (lib.lessons.grade); with more threads than cores they would wait for one another
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2))),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_CACHE": cache,
         "TOKENIZERS_PARALLELISM": "false",
