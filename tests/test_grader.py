@@ -632,3 +632,9 @@ def test_the_adapters_of_a_profile_fit_its_plan_together():
     notebooks = sum(path.stat().st_size for path in (build.ROOT / "notebooks").glob("*.ipynb"))
     assert 4 * 542_720 * sum(ranks) + notebooks + 500_000 < plan.limit_mb * 2**20
     assert 4 * 542_720 * ranks[0] <= found["03_sft"]["max_adapter_mb"] * 1e6
+
+
+def test_a_single_notebook_is_told_to_come_in_its_folder(tmp_path):
+    shutil.copy(ROOT / "notebooks" / "03_sft.ipynb", tmp_path)
+    with pytest.raises(InputError, match="a single notebook; give its folder, and the lesson with --only"):
+        grade.grade(tmp_path / "03_sft.ipynb", trusted=TRUST)

@@ -379,6 +379,9 @@ def over_everything(logits, labels):
     [
         (lambda logits, labels: nll(logits, labels, shift=0).mean(), lesson_03.loss_is_shifted),
         (lambda logits, labels: nll(logits, labels, shift=2).mean(), lesson_03.loss_is_right),
+        (lambda logits, labels: nll(logits[1:], labels[:-1], shift=0).mean(), lesson_03.loss_is_shifted),
+        (lambda logits, labels: 0.0, lesson_03.loss_is_shifted),
+        (lambda logits, labels: 50.0, lesson_03.loss_is_shifted),
         (lambda logits, labels: nll(logits, labels).sum(), lesson_03.loss_is_right),
         (lambda logits, labels: -nll(logits, labels).mean(), lesson_03.loss_is_right),
         (over_everything, lesson_03.loss_is_right),
@@ -389,6 +392,15 @@ def over_everything(logits, labels):
 )
 def test_wrong_losses_are_caught(mistake, invariant):
     caught_by("3.2", mistake, invariant)
+
+
+def test_which_way_a_loss_was_shifted_is_said():
+    for mistake, said in (
+        (lambda logits, labels: nll(logits, labels, shift=0).mean(), "row k was compared with label k:"),
+        (lambda logits, labels: nll(logits[1:], labels[:-1], shift=0).mean(), "row k was compared with label k - 1"),
+    ):
+        assert said in str(lessons.check("3.2", mistake))
+    assert "is it a sum" in str(lessons.check("3.2", lambda logits, labels: nll(logits, labels).sum()))
 
 
 def test_the_mean_over_masked_positions_is_named_as_the_cause():

@@ -57,6 +57,8 @@ def unpack(source: Path, into: Path, limit_mb: float = 50.0) -> list[str]:
     try:
         if source.is_dir():
             names = _copy(source, into, limit_mb)
+        elif source.suffix == ".ipynb" and source.is_file():
+            raise InputError(f"{source}: a single notebook; give its folder, and the lesson with --only.")
         elif source.is_file():
             names = _unzip(source, into, limit_mb)
         else:

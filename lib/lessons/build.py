@@ -22,8 +22,9 @@ GUIDE = """# Lessons
 
 {lessons}
 
-Open a lesson from the folder of the workbench: `.venv/bin/jupyter lab FOLDER`, where FOLDER is the folder of this
-file. A lesson reads what the lessons before it made; where that is missing, it names the command that makes it.
+In the folder of the workbench, with its environment active (`source .venv/bin/activate`): `jupyter lab FOLDER`, where
+FOLDER is the folder of this file. A lesson reads what the lessons before it made; where that is missing, it names the
+command that makes it, `python run_all.py --only 01` first of all.
 
 - **Write** the body of a function where it says `raise NotImplementedError`. Helpers of your own go into the same cell,
   or into a cell before it that holds nothing but functions and constants.

@@ -47,9 +47,20 @@ def _example():
 
 def loss_is_shifted(loss):
     """The logits at one position are judged by the token that comes next."""
-    logits, labels = _example()
-    found, unshifted = float(loss(logits, labels)), -(logits.log_softmax(-1)[[2, 3], [1, 2]]).mean().item()
-    assert not math.isclose(found, unshifted, abs_tol=1e-4), "row k was compared with label k: it should be label k + 1"
+    import torch
+
+    labels, costs = torch.tensor([-100, 2, 0, 1]), {}
+    for shift in (1, 0, -1):  # logits that are sure, at each place k, of label k + shift
+        logits = torch.zeros(4, 3)
+        for k in range(4):
+            if 0 <= k + shift < 4 and labels[k + shift] >= 0:
+                logits[k, labels[k + shift]] = 20.0
+        costs[shift] = float(loss(logits, labels))
+    if costs[1] > 0.01:
+        assert costs[0] > 0.01, "row k was compared with label k: it should be label k + 1"
+        assert costs[-1] > 0.01, "row k was compared with label k - 1: it should be label k + 1, so cut the other ends"
+    assert costs[1] < 0.01, f"who is sure of the right next tokens should pay next to nothing, found {costs[1]:.4f}"
+    assert min(costs[0], costs[-1]) > 1, "who is sure of wrong tokens pays next to nothing: are the logits looked at?"
 
 
 def loss_is_right(loss):
@@ -58,8 +69,9 @@ def loss_is_right(loss):
     expected = -(logits.log_softmax(-1)[[1, 2], [1, 2]]).mean().item()
     found = float(loss(logits, labels))
     everything = -(logits.log_softmax(-1)[[1, 2], [1, 2]]).sum().item() / 3
-    reason = "are the -100 positions in your mean?" if math.isclose(found, everything, abs_tol=1e-4) else "mean or sum?"
-    assert math.isclose(found, expected, abs_tol=1e-5), f"expected {expected:.4f}, found {found:.4f}; {reason}"
+    reason = "; are the -100 positions in your mean?" if math.isclose(found, everything, abs_tol=1e-4) else ""
+    reason = "; is it a sum, not a mean?" if math.isclose(found, 2 * expected, abs_tol=1e-4) else reason
+    assert math.isclose(found, expected, abs_tol=1e-5), f"expected {expected:.4f}, found {found:.4f}{reason}"
 
 
 def loss_agrees_with_the_library(loss):
@@ -270,6 +282,7 @@ EXERCISES = {
     "3.2": Exercise(
         [loss_is_shifted, loss_is_right, loss_agrees_with_the_library],
         [
+            "Of which token does the row at position k speak? Not of the one that stands there.",
             "Position k predicts token k + 1: drop the last row of logits and the first label.",
             "log_softmax over the last axis; pick each row's label; keep rows whose label is not -100.",
             "keep = labels[1:] != -100; then -log_probs[keep, labels[1:][keep]].mean()",
