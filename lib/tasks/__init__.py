@@ -1,4 +1,7 @@
-"""Where problems come from: one file a source. A task knows `lib.problems` and nothing else of the workbench."""
+"""Where problems come from: one file a source. A task knows `lib.problems` and nothing else of the workbench.
+
+(units_inspection.py is no source: it looks at one, and asks the arbiter what a lookup would get right.)
+"""
 
 from pathlib import Path
 
